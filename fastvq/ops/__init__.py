@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stateless maths: one folder an op, every op with interchangeable backends."""
+
+from fastvq.ops.nearest import Nearest, nearest
+from fastvq.ops.quantize import Quantize, quantize
+from fastvq.ops.statistics import Statistics, statistics
+
+__all__ = ["Nearest", "Quantize", "Statistics", "nearest", "quantize", "statistics"]

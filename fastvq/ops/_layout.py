@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How every backend sees its tensors: ``[B, M, H, D]``, as a view wherever one exists."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def canonical(x: Tensor, heads: bool) -> Tensor:
+    """Views x ``[..., D]`` (``[..., H, D]`` with heads) as ``[B, M, H, D]``.
+
+    Two leading dimensions are what a channels-first tensor needs to stay a view: images
+    ``[B, D, H, W]`` with the channels moved last have rows at ``b * D * H * W + m``. A tensor whose
+    leading dimensions do not collapse to two is copied, at O(N D).
+    """
+    if not heads:
+        x = x.unsqueeze(-2)  # [..., 1, D]
+    leading, tail = x.shape[:-2], x.shape[-2:]
+    if len(leading) < 2:
+        return x.reshape(1, math.prod(leading), *tail)
+    return x.reshape(leading[0], math.prod(leading[1:]), *tail)
+
+
+def canonical_indices(indices: Tensor, heads: bool) -> Tensor:
+    """Views indices ``[...]`` (``[..., H]`` with heads) as ``[B, M, H]``, like :func:`canonical`."""
+    return canonical(indices.unsqueeze(-1), heads).squeeze(-1)
+
+
+def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """The type in which sums are taken: float64 if any input is, else float32."""
+    wide = any(t is not None and t.dtype == torch.float64 for t in tensors)
+    return torch.float64 if wide else torch.float32
+
+
+def gather_codes(codebook: Tensor, indices: Tensor) -> Tensor:
+    """The code of every index: codebook ``[H, K, D]``, indices ``[B, M, H]`` -> ``[B, M, H, D]``.
+
+    An index of -1 gets code 0, which the caller replaces; an index out of range gets NaN.
+    """
+    heads, num_codes, _ = codebook.shape
+    safe = indices.clamp(0, num_codes - 1)
+    codes = codebook[torch.arange(heads, device=codebook.device), safe]
+    inside = (indices >= -1) & (indices < num_codes)
+    return torch.where(inside.unsqueeze(-1), codes, torch.nan)
+
+
+def check_range(indices: Tensor, num_codes: int) -> None:
+    """Raises ``ValueError`` for an index outside [-1, K); a GPU, which would have to wait, does not."""
+    if indices.device.type != "cpu" or indices.numel() == 0:
+        return
+    low, high = indices.aminmax()
+    if low < -1 or high >= num_codes:
+        worst = int(low if low < -1 else high)
+        raise ValueError(f"indices must be in [-1, K = {num_codes}), got {worst}")
