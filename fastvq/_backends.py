@@ -62,9 +62,7 @@ class BackendStatus(NamedTuple):
 
 def register(op: str, package: str) -> None:
     """Enters the three rows of ``op``, whose implementations live in ``package``."""
-    _table[op, "native"] = Row(
-        functools.partial(_compiled, op), _native_unavailable, ("cpu",)
-    )
+    _table[op, "native"] = Row(functools.partial(_compiled, op), _native_unavailable, ("cpu",))
     _table[op, "triton"] = Row(
         functools.partial(_launcher, f"{package}._triton", op), _triton_unavailable, ("cuda",)
     )

@@ -37,8 +37,7 @@ def same_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> No
     """Raises ``ValueError`` unless the two tensors live on one device."""
     if tensor.device != other.device:
         raise ValueError(
-            f"{name} and {other_name} must be on one device, "
-            f"got {tensor.device} and {other.device}"
+            f"{name} and {other_name} must be on one device, got {tensor.device} and {other.device}"
         )
 
 
@@ -82,6 +81,35 @@ def indices(indices: Tensor, x: Tensor) -> None:
             f"got {shape(indices)}"
         )
     same_device("indices", indices, "x", x)
+
+
+def integers(name: str, tensor: Tensor) -> None:
+    """Raises ``TypeError`` unless ``tensor`` is an integer tensor."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in INTEGER:
+        raise TypeError(f"{name} must be integers, got {dtype_name(tensor)}")
+
+
+def index_range(indices: Tensor, num_codes: int) -> None:
+    """Raises ``ValueError`` for an index outside [-1, K).
+
+    On the CPU and outside compilation only: a GPU would have to wait for the answer, and a graph
+    cannot branch on it.
+    """
+    if indices.device.type != "cpu" or torch.compiler.is_compiling() or indices.numel() == 0:
+        return
+    low, high = indices.aminmax()
+    if low < -1 or high >= num_codes:
+        worst = int(low if low < -1 else high)
+        raise ValueError(f"indices must be in [-1, K = {num_codes}), got {worst}")
+
+
+def instance(name: str, value: object, *types: type) -> None:
+    """Raises ``TypeError`` unless ``value`` is an instance of one of ``types``."""
+    if not isinstance(value, types):
+        known = ", ".join(f"{t.__name__}(...)" for t in types)
+        raise TypeError(f"{name} must be one of {known}, got {value!r}")
 
 
 def positive(name: str, value: object) -> None:

@@ -45,13 +45,3 @@ def gather_codes(codebook: Tensor, indices: Tensor) -> Tensor:
     codes = codebook[torch.arange(heads, device=codebook.device), safe]
     inside = (indices >= -1) & (indices < num_codes)
     return torch.where(inside.unsqueeze(-1), codes, torch.nan)
-
-
-def check_range(indices: Tensor, num_codes: int) -> None:
-    """Raises ``ValueError`` for an index outside [-1, K); a GPU, which would have to wait, does not."""
-    if indices.device.type != "cpu" or indices.numel() == 0:
-        return
-    low, high = indices.aminmax()
-    if low < -1 or high >= num_codes:
-        worst = int(low if low < -1 else high)
-        raise ValueError(f"indices must be in [-1, K = {num_codes}), got {worst}")

@@ -16,12 +16,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastvq.ops._layout import check_range, compute_dtype, gather_codes
+from fastvq import _checks
+from fastvq.ops._layout import compute_dtype, gather_codes
 
 
 def quantize(x: Tensor, codebook: Tensor, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Codes of x ``[B, M, H, D]``, their squared error per element, and 2 / V."""
-    check_range(indices, codebook.shape[1])
+    _checks.index_range(indices, codebook.shape[1])
     dtype = compute_dtype(x, codebook)
     valid = (indices >= 0).unsqueeze(-1)
     codes = torch.where(valid, gather_codes(codebook.to(dtype), indices), 0)  # [B, M, H, D]

@@ -6,14 +6,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastvq.ops._layout import check_range, compute_dtype, gather_codes
+from fastvq import _checks
+from fastvq.ops._layout import compute_dtype, gather_codes
 
 
 def statistics(
     x: Tensor, indices: Tensor, num_codes: int, codebook: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Counts ``[H, K]`` and sums ``[H, K, D]`` of x ``[B, M, H, D]`` by indices ``[B, M, H]``."""
-    check_range(indices, num_codes)
+    _checks.index_range(indices, num_codes)
     heads, channels = x.shape[-2:]
     rows = x.double()
     if codebook is not None:

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The state of a quantizer: its codes, how much each is used, and how both change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastvq import ops
+from fastvq.nn import start as starts
+from fastvq.nn._distributed import of_first_process, sum_over_processes
+from fastvq.nn.learning import EMA, Gradient, Learning
+from fastvq.nn.revival import Revival
+from fastvq.nn.start import KMeans, Start
+
+# the decay of the usage record where learning does not bring its own
+_USAGE_DECAY = 0.99
+# below this fraction of uniform use a code counts as dead in `usage`, when nothing revives it
+_DEAD = 0.01
+
+
+class Usage(NamedTuple):
+    """How a codebook is used, from the moving average of its counts.
+
+    Attributes:
+        perplexity: exp of the entropy of the use, between 1 and K; the mean over heads.
+        dead: number of dead codes, over all heads.
+        largest: share of the most used code, the largest over heads.
+    """
+
+    perplexity: float
+    dead: int
+    largest: float
+
+
+class Codebook(nn.Module):
+    """Codes ``[H, K, D]`` with their learning, start and revival.
+
+    Buffers:
+        vectors: the codes; a parameter under ``Gradient``.
+        cluster_size: ``[H, K]``, moving average of the number of vectors each code takes in a
+            step. Starts at 1, so that a code unused in the first step stays where it is.
+        started: whether the codes hold their start; false until k-means has seen data.
+        pending_counts, pending_residuals, pending_steps: what gradient accumulation has gathered
+            since the last update; only with ``EMA(every=2)`` and more.
+
+    The codes and counts never drop below float32, whatever ``module.to(dtype)`` asks: a moving
+    average in 16 bits stops moving.
+    """
+
+    vectors: Tensor
+    cluster_size: Tensor
+    started: Tensor
+    pending_counts: Tensor
+    pending_residuals: Tensor
+    pending_steps: Tensor
+
+    def __init__(
+        self,
+        heads: int,
+        codebook_size: int,
+        dim: int,
+        *,
+        learning: Learning,
+        start: Start,
+        revival: Revival | None,
+        unit_norm: bool,
+    ) -> None:
+        super().__init__()
+        self.learning, self.start, self.revival = learning, start, revival
+        self.unit_norm = unit_norm
+        vectors = self._normalized(starts.initial(start, heads, codebook_size, dim))
+        if isinstance(learning, Gradient):
+            self.vectors = nn.Parameter(vectors)
+        else:
+            self.register_buffer("vectors", vectors)
+        self.register_buffer("cluster_size", torch.ones(heads, codebook_size))
+        # the branch on it is taken in Python, where a tensor would make the host wait
+        self._started = not isinstance(start, KMeans)
+        self.register_buffer("started", torch.tensor(self._started))
+        if isinstance(learning, EMA) and learning.every > 1:
+            self.register_buffer("pending_counts", torch.zeros(heads, codebook_size))
+            self.register_buffer("pending_residuals", torch.zeros(heads, codebook_size, dim))
+            self.register_buffer("pending_steps", torch.zeros((), dtype=torch.int64))
+
+    def snapshot(self) -> Tensor:
+        """The codes ``[H, K, D]`` as of now, safe to keep for backward."""
+        if not self.training:
+            return self.vectors
+        # a training step writes the codes in place while autograd still needs them
+        return self.vectors.clone()
+
+    @torch.no_grad()
+    def begin(self, x: Tensor, usable: Tensor | None) -> None:
+        """Starts the codes from x ``[B, M, H, D]`` where usable ``[B, M]``; only the first time."""
+        if self._started or not isinstance(self.start, KMeans):
+            return
+        self._started = True
+        if usable is None:
+            usable = x.new_ones(x.shape[:2], dtype=torch.bool)
+        centres = starts.kmeans(x, usable, self.vectors, self.start.iterations)
+        self.vectors.copy_(self._normalized(of_first_process(centres)))
+        self.started.fill_(True)
+
+    @torch.no_grad()
+    def learn(self, x: Tensor, indices: Tensor) -> None:
+        """One training step from x ``[B, M, H, D]`` and its indices ``[B, M, H]``."""
+        codes = self.vectors.shape[1]
+        statistics = ops.statistics(x, indices, (x.shape[-2], codes), codebook=self.vectors)
+        packed = torch.cat([statistics.counts.unsqueeze(-1), statistics.sums], dim=-1)
+        packed = sum_over_processes(packed)  # [H, K, 1 + D], one reduction
+        counts, residuals = packed[..., 0], packed[..., 1:]
+        due: Tensor | bool = True
+        if isinstance(self.learning, EMA) and self.learning.every > 1:
+            counts, residuals, due = self._accumulate(counts, residuals, self.learning.every)
+        self._move(counts, residuals, due)
+        if self.revival is not None:
+            self._revive(x, indices, due, self.revival)
+
+    def usage(self) -> Usage:
+        """Perplexity, dead codes and the share of the largest; waits for the device."""
+        share = self.cluster_size / self.cluster_size.sum(-1, keepdim=True)  # [H, K]
+        entropy = -torch.xlogy(share, share).sum(-1)
+        threshold = _DEAD if self.revival is None else self.revival.threshold
+        dead = share < threshold / share.shape[-1]
+        return Usage(entropy.exp().mean().item(), int(dead.sum()), share.max().item())
+
+    def _accumulate(
+        self, counts: Tensor, residuals: Tensor, every: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Adds to what is pending; the third result says whether an update is due."""
+        self.pending_counts += counts
+        self.pending_residuals += residuals
+        self.pending_steps += 1
+        due = self.pending_steps == every
+        counts, residuals = self.pending_counts.clone(), self.pending_residuals.clone()
+        for pending in (self.pending_counts, self.pending_residuals, self.pending_steps):
+            pending.copy_(torch.where(due, 0, pending))
+        return counts, residuals, due
+
+    def _move(self, counts: Tensor, residuals: Tensor, due: Tensor | bool) -> None:
+        """The moving averages of counts and codes."""
+        ema = isinstance(self.learning, EMA)
+        decay = self.learning.decay if isinstance(self.learning, EMA) else _USAGE_DECAY
+        size = decay * self.cluster_size + (1 - decay) * counts.to(self.cluster_size.dtype)
+        self._write(self.cluster_size, size, due)
+        if not ema:
+            return
+        # a count long unused may reach zero; its residual is then zero as well
+        rate = (1 - decay) / size.clamp_min(torch.finfo(size.dtype).tiny)
+        moved = self.vectors + rate.unsqueeze(-1) * residuals.to(self.vectors.dtype)
+        self._write(self.vectors, self._normalized(moved), due)
+
+    def _revive(self, x: Tensor, indices: Tensor, due: Tensor | bool, revival: Revival) -> None:
+        """Puts a random vector of the batch in the place of each dead code."""
+        images, rows, heads, _ = x.shape
+        if images * rows == 0:
+            return
+        uniform = self.cluster_size.mean(-1, keepdim=True)  # [H, 1]
+        dead = self.cluster_size < revival.threshold * uniform  # [H, K]
+        pick = torch.randint(images * rows, dead.shape, device=x.device)
+        where = (pick // rows, pick % rows, torch.arange(heads, device=x.device).unsqueeze(-1))
+        found = x[where].to(self.vectors.dtype)  # [H, K, D]
+        fit = (indices[where] >= 0) & torch.isfinite(found).all(-1)
+        packed = torch.cat([found, fit.unsqueeze(-1).to(found.dtype)], dim=-1)
+        packed = of_first_process(packed)
+        found, fit = packed[..., :-1], packed[..., -1] > 0
+        chosen = dead & fit & due
+        self.vectors.copy_(torch.where(chosen.unsqueeze(-1), found, self.vectors))
+        self.cluster_size.copy_(torch.where(chosen, uniform, self.cluster_size))
+
+    @staticmethod
+    def _write(target: Tensor, value: Tensor, due: Tensor | bool) -> None:
+        target.copy_(value if due is True else torch.where(torch.as_tensor(due), value, target))
+
+    def _normalized(self, vectors: Tensor) -> Tensor:
+        return nn.functional.normalize(vectors, dim=-1) if self.unit_norm else vectors
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Codebook:
+        kept = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+        super()._apply(fn, recurse)
+        for name, before in kept.items():
+            after = self._buffers[name]
+            assert after is not None
+            if before.is_floating_point() and after.dtype in (torch.float16, torch.bfloat16):
+                self._buffers[name] = before.to(after.device)
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._started = bool(self.started)
+
+    def extra_repr(self) -> str:
+        """The learning, start and revival, as they were given."""
+        return f"learning={self.learning}, start={self.start}, revival={self.revival}"
