@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds the compiled library, loads it on first use, and keeps the reason where it cannot.
+
+A library that was not built is silent: the other backends do its work. One that is there and does
+not load is a fault and warns, once.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.machinery
+import warnings
+from pathlib import Path
+
+import torch
+
+_FOLDER = Path(__file__).parent
+
+
+@functools.cache
+def reason() -> str | None:
+    """Why the compiled library cannot be used; ``None`` where it can, and then it is loaded."""
+    library = next(filter(Path.is_file, _places()), None)
+    if library is None:
+        return (
+            "it was not built when fastvq was installed; "
+            "`FASTVQ_EXTENSION=require pip install ...` says what it lacked"
+        )
+    try:
+        torch.ops.load_library(library)
+    except OSError as error:
+        fault = f"{library} does not load: {error}"
+        warnings.warn(f"fastvq: {fault}", RuntimeWarning, stacklevel=2)
+        return fault
+    return None
+
+
+def load() -> None:
+    """Makes ``torch.ops.fastvq_native`` callable.
+
+    Raises:
+        ImportError: with :func:`reason`, where the library is absent or does not load.
+    """
+    missing = reason()
+    if missing is not None:
+        raise ImportError(f"the compiled library of fastvq cannot be used: {missing}")
+
+
+def _places() -> list[Path]:
+    return [_FOLDER / f"_C{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
