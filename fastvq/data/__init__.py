@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Readers of images: what a model trains on, split the same way on every machine."""
+
+from fastvq.data.digits import digits
+from fastvq.data.folder import folder
+from fastvq.data.images import ImageSet, Splits
+from fastvq.data.sources import DataConfig, load
+
+__all__ = ["DataConfig", "ImageSet", "Splits", "digits", "folder", "load"]
