@@ -149,7 +149,8 @@ class VectorQuantizer(nn.Module):
         loss = self.commitment_weight * out.commitment_loss
         if isinstance(self.book.learning, Gradient):
             loss = loss + self.book.learning.weight * out.codebook_loss
-        quantized = self.project_out(out.quantized.to(x.dtype).flatten(-2))
+        # autocast may have put the projections in 16 bits; the output is of the input's dtype
+        quantized = self.project_out(out.quantized.to(x.dtype).flatten(-2)).to(x.dtype)
         if usable is not None:
             quantized = torch.where(usable.unsqueeze(-1), quantized, 0)
         leading = self._leading(x)

@@ -24,9 +24,7 @@ def exact_distances(x: Tensor, codebook: Tensor, metric: str = "euclidean") -> T
     return torch.where(torch.isfinite(codes).all(-1), distances, torch.inf)
 
 
-def wrong_codes(
-    x: Tensor, codebook: Tensor, indices: Tensor, metric: str = "euclidean"
-) -> Tensor:
+def wrong_codes(x: Tensor, codebook: Tensor, indices: Tensor, metric: str = "euclidean") -> Tensor:
     """Which rows of x ``[N, D]`` got a code that breaks the promise: bool ``[N]``."""
     distances = exact_distances(x, codebook, metric)
     chosen = distances.gather(-1, indices.unsqueeze(-1)).squeeze(-1)

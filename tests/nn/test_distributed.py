@@ -1,0 +1,44 @@
+"""Two processes end with one codebook, and it is that of their joint batch."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+import fastvq
+from fastvq import testing
+
+PROCESSES = 2
+
+
+def _train(rank, rendezvous, folder):
+    torch.set_num_threads(1)
+    # built before the processes know of each other, which must not matter
+    start = torch.randn(10, 6, generator=torch.Generator().manual_seed(1))
+    given = fastvq.VectorQuantizer(6, 10, start=fastvq.Given(start), revival=None)
+    living = fastvq.VectorQuantizer(6, 30, learning=fastvq.EMA(0.5))
+    dist.init_process_group(
+        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=PROCESSES
+    )
+    torch.manual_seed(100 + rank)
+    batches = [torch.randn(40, 6) for _ in range(5)]
+    for x in batches:
+        given(x)
+        living(x)
+    state = {"given": given.codebook, "living": living.codebook, "batches": torch.stack(batches)}
+    torch.save(state, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed")
+def test_two_processes_share_one_codebook(tmp_path):
+    mp.spawn(_train, (str(tmp_path / "rendezvous"), str(tmp_path)), nprocs=PROCESSES)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(PROCESSES))
+    assert torch.equal(first["given"], second["given"])
+    assert torch.equal(first["living"], second["living"])
+
+    start = torch.randn(10, 6, generator=torch.Generator().manual_seed(1))
+    alone = fastvq.VectorQuantizer(6, 10, start=fastvq.Given(start), revival=None)
+    for x, y in zip(first["batches"], second["batches"], strict=True):
+        alone(torch.cat([x, y]))
+    testing.assert_within(first["given"], alone.codebook.double(), 1e-6)
