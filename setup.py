@@ -13,7 +13,6 @@ import shlex
 import shutil
 import sys
 import sysconfig
-from glob import glob
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,9 +23,8 @@ FLAGS = [
     "-g0",
     "-std=c++20",
     "-fvisibility=hidden",
-    # the oldest torch and the oldest Python that the one binary serves
+    # the oldest torch that the binary serves; torch itself names the oldest Python
     "-DTORCH_TARGET_VERSION=0x020a000000000000",
-    "-DPy_LIMITED_API=0x030B0000",
 ]
 
 
@@ -41,6 +39,7 @@ class Machine(NamedTuple):
     python_headers: bool
     stable_abi: bool
     platform: str
+    sources: list[str]
 
 
 def plan(machine: Machine) -> tuple[list[Extension], list[str]]:
@@ -51,8 +50,7 @@ def plan(machine: Machine) -> tuple[list[Extension], list[str]]:
     if missing is None:
         cpu = machine.torch.CppExtension(
             "fastvq._C",
-            ["csrc/registration.cpp", *sorted(glob("csrc/cpu/*.cpp"))],
-            depends=sorted(glob("csrc/**/*.h", recursive=True)),
+            sources=machine.sources,
             extra_compile_args=FLAGS,
             py_limited_api=True,
         )
@@ -93,7 +91,14 @@ def look() -> Machine:
         python_headers=Path(sysconfig.get_path("include"), "Python.h").exists(),
         stable_abi=not sysconfig.get_config_var("Py_GIL_DISABLED"),
         platform=sys.platform,
+        sources=sources(Path(__file__).parent),
     )
+
+
+def sources(root: Path) -> list[str]:
+    """The C++ files of the extension, as paths below ``root``."""
+    kernels = sorted((root / "csrc" / "cpu").glob("*.cpp"))
+    return ["csrc/registration.cpp", *(str(path.relative_to(root)) for path in kernels)]
 
 
 def _torch() -> tuple[Any, str]:

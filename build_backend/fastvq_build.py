@@ -74,12 +74,16 @@ def _reach_torch() -> None:
 
 def _torch_folder() -> str | None:
     """The folder that holds a torch new enough: of this process, or of the target environment."""
-    for folder in [*sys.path, *site.getsitepackages(), *_folders_of_parent()]:
+    for folder in _folders():
         for found in importlib.metadata.distributions(name="torch", path=[folder]):
             release = tuple(int(part) for part in re.findall(r"\d+", found.version)[:2])
             if release >= OLDEST_TORCH:
                 return folder
     return None
+
+
+def _folders() -> list[str]:
+    return [*sys.path, *site.getsitepackages(), *_folders_of_parent()]
 
 
 def _folders_of_parent() -> list[str]:
