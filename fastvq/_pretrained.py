@@ -8,7 +8,6 @@ last, so that a folder with a config is whole. Needs safetensors (the ``train`` 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fastvq import _checks, _config
+from fastvq import _checks, _config, _files
 
 C = TypeVar("C")
 
@@ -29,9 +28,8 @@ WEIGHTS_NAME = "model.safetensors"
 def save(folder: str | os.PathLike[str], module: nn.Module, config: Any) -> None:
     """Writes ``config`` (a dataclass) and the state of ``module`` into ``folder``."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     save_tensors(folder / WEIGHTS_NAME, module.state_dict())
-    write_json(
+    _files.write_json(
         folder / CONFIG_NAME,
         {
             "format_version": FORMAT_VERSION,
@@ -50,7 +48,7 @@ def load_config(folder: str | os.PathLike[str], kind: str, config: type[C]) -> C
         TypeError: a value of another type than its field's.
     """
     path = Path(folder) / CONFIG_NAME
-    document = read_json(path)
+    document = _files.read_json(path)
     version = document.get("format_version")
     if version != FORMAT_VERSION:
         raise ValueError(f"{path}: format_version must be {FORMAT_VERSION}, got {version!r}")
@@ -108,14 +106,10 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """One safetensors file, whole or not at all."""
     from safetensors.torch import save_file
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     # a copy of its own for each tensor: the format refuses memory that two names share
     owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    try:
+    with _files.replacing(path) as temporary:
         save_file(owned, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -134,31 +128,3 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path}: not a whole safetensors file ({error})") from error
-
-
-def write_json(path: Path, document: Any) -> None:
-    """One JSON file, whole or not at all; floats keep every bit."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file does not hold one JSON object.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from error
-    if not isinstance(document, dict):
-        raise ValueError(f"{path}: must hold one JSON object, got {type(document).__name__}")
-    return document

@@ -30,7 +30,7 @@ class VQVAEConfig:
         strides: downsampling of each stage, in every axis; ``(2, 2)`` gives a quarter of the size.
         codebook_size: codes K.
         codebook_dim: channels D of a code.
-        commitment_weight: beta of the paper, relative to a mean squared error in the units of the data.
+        commitment_weight: beta of the paper, relative to the mean squared error of the data.
         learning: how the codebook follows the encoder: ``"ema"`` (appendix A.1 of the paper) or
             ``"gradient"`` (its equation 3).
         decay: of the moving averages; used by ``"ema"`` alone.

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints: written whole or not at all, and read without unpickling anything.
+
+A checkpoint is a folder ``checkpoints/step-00000500`` of
+
+- ``config.json`` and ``model.safetensors``: the model alone, what ``from_pretrained`` reads;
+- ``state.safetensors``: optimizer moments and the state of the random number generators;
+- ``state.json``: the step, which is also the position in the data and in the schedule, the best
+  step so far, and the settings of the optimizer.
+
+It is filled under another name and renamed, so a run killed at any moment leaves the one before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fastvq import _config, _files, _pretrained
+
+FOLDER = "checkpoints"
+FORMAT_VERSION = 1
+_PREFIX = "step-"
+_UNFINISHED = ".unfinished-"
+_RNG_CPU, _RNG_DEVICE = "rng.cpu", "rng.device"
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """Where a run stands.
+
+    Attributes:
+        step: optimizer steps taken; position in the data and in the schedule.
+        best_step: the step with the best validation score, 0 before the first.
+        best_score: that score; lower is better.
+        stale: validations since then.
+        seconds: wall clock of all parts of the run.
+    """
+
+    step: int = 0
+    best_step: int = 0
+    best_score: float | None = None
+    stale: int = 0
+    seconds: float = 0.0
+
+
+def save(
+    run: Path, module: nn.Module, config: Any, optimizer: Optimizer, state: State, *, keep: int
+) -> Path:
+    """Writes a checkpoint and deletes the old ones but the last ``keep`` and the best.
+
+    Args:
+        run: the folder of the run.
+        module: the model.
+        config: its config, a dataclass.
+        optimizer: of the model's parameters.
+        state: where the run stands.
+        keep: how many checkpoints stay, at least 1.
+    """
+    root = run / FOLDER
+    final = root / f"{_PREFIX}{state.step:08d}"
+    temporary = root / f"{_UNFINISHED}{final.name}"
+    _remove_unfinished(root)
+    temporary.mkdir(parents=True)
+    _pretrained.save(temporary, module, config)
+    moments, groups = _optimizer_state(optimizer)
+    device = next(module.parameters()).device
+    _pretrained.save_tensors(temporary / "state.safetensors", moments | _random_state(device))
+    _files.write_json(
+        temporary / "state.json",
+        {
+            "format_version": FORMAT_VERSION,
+            "state": dataclasses.asdict(state),
+            "optimizer": groups,
+        },
+    )
+    if final.exists():
+        _remove(final)
+    os.replace(temporary, final)
+    wanted = {f"{_PREFIX}{state.best_step:08d}"}
+    for old in steps(run)[:-keep]:
+        if old.name not in wanted:
+            _remove(old)
+    return final
+
+
+def load(checkpoint: Path, module: nn.Module, optimizer: Optimizer) -> State:
+    """Restores model, optimizer and random number generators; returns where the run stands.
+
+    Raises:
+        FileNotFoundError, ValueError: a file is missing, damaged, or of another model.
+    """
+    document = _read_state(checkpoint)
+    device = next(module.parameters()).device
+    tensors = _pretrained.load_tensors(checkpoint / "state.safetensors")
+    _pretrained.load_weights(checkpoint, module)
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        kind, *rest = name.split(".", 2)
+        if kind == "optimizer":
+            moments.setdefault(int(rest[0]), {})[rest[1]] = tensor
+    own = optimizer.state_dict()["param_groups"]
+    groups = [
+        {**group, "params": mine["params"]}
+        for group, mine in zip(document["optimizer"], own, strict=True)
+    ]
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    torch.set_rng_state(tensors[_RNG_CPU])
+    if device.type == "cuda" and _RNG_DEVICE in tensors:
+        torch.cuda.set_rng_state(tensors[_RNG_DEVICE], device)
+    return _state(document, checkpoint)
+
+
+def steps(run: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    return sorted((run / FOLDER).glob(f"{_PREFIX}*"))
+
+
+def latest(run: Path) -> Path | None:
+    """The newest checkpoint of a run, ``None`` when it has none yet."""
+    found = steps(run)
+    return found[-1] if found else None
+
+
+def best(run: Path) -> Path:
+    """The checkpoint with the best validation score.
+
+    Raises:
+        FileNotFoundError: the run has no checkpoint yet.
+    """
+    newest = latest(run)
+    if newest is None:
+        raise FileNotFoundError(f"{run}: no checkpoint in this run")
+    state = _state(_read_state(newest), newest)
+    return run / FOLDER / f"{_PREFIX}{state.best_step:08d}"
+
+
+def _read_state(checkpoint: Path) -> dict[str, Any]:
+    path = checkpoint / "state.json"
+    document = _files.read_json(path)
+    if document.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{path}: format_version must be {FORMAT_VERSION}, "
+            f"got {document.get('format_version')!r}"
+        )
+    return document
+
+
+def _state(document: dict[str, Any], checkpoint: Path) -> State:
+    return _config.from_dict(State, document["state"], where=str(checkpoint / "state.json"))
+
+
+def _optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Moments under flat names, and the settings of each group without its parameters."""
+    document = optimizer.state_dict()
+    moments = {
+        f"optimizer.{index}.{name}": value
+        for index, entry in document["state"].items()
+        for name, value in entry.items()
+    }
+    groups = [
+        {name: value for name, value in group.items() if name != "params"}
+        for group in document["param_groups"]
+    ]
+    return moments, groups
+
+
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    states = {_RNG_CPU: torch.get_rng_state()}
+    if device.type == "cuda":
+        states[_RNG_DEVICE] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _remove(checkpoint: Path) -> None:
+    """Deletes a checkpoint; renamed first, so that a half-deleted one is never taken for whole."""
+    doomed = checkpoint.with_name(f"{_UNFINISHED}{checkpoint.name}")
+    os.replace(checkpoint, doomed)
+    shutil.rmtree(doomed)
+
+
+def _remove_unfinished(root: Path) -> None:
+    for leftover in root.glob(f"{_UNFINISHED}*"):
+        shutil.rmtree(leftover)

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures a person can look at: grids of images, and curves of a run.
+
+Small images are enlarged by a whole factor without smoothing, so that every pixel can be seen.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fastvq import _files
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# the side of one image in a grid, in screen pixels, that small images are enlarged towards
+_CELL = 64
+_GAP = 4
+_TEXT = 14
+_BACKGROUND = (255, 255, 255)
+
+
+def image_grid(
+    images: Tensor, columns: int, *, row_names: Sequence[str] = (), column_names: Sequence[str] = ()
+) -> Image:
+    """Lays images out row after row.
+
+    Args:
+        images: ``[N, C, H, W]`` in [0, 1], C 1 or 3.
+        columns: images in a row.
+        row_names: written to the left of each row.
+        column_names: written above each column.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    count, _, height, width = images.shape
+    scale = max(1, _CELL // max(height, width))
+    step_x, step_y = width * scale + _GAP, height * scale + _GAP
+    rows = -(-count // columns)
+    font = ImageFont.load_default(size=_TEXT)
+    left = _GAP + max((int(font.getlength(name)) + _GAP for name in row_names), default=0)
+    top = _GAP + (_TEXT + _GAP if column_names else 0)
+    canvas = Image.new("RGB", (left + columns * step_x, top + rows * step_y), _BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    for row, name in enumerate(row_names):
+        middle = top + row * step_y + height * scale // 2
+        draw.text((_GAP, middle), name, fill=0, font=font, anchor="lm")
+    for column, name in enumerate(column_names):
+        draw.text((left + column * step_x, _GAP), name, fill=0, font=font)
+    for index, image in enumerate(to_images(images)):
+        row, column = divmod(index, columns)
+        large = image.resize((width * scale, height * scale), Image.Resampling.NEAREST)
+        canvas.paste(large, (left + column * step_x, top + row * step_y))
+    return canvas
+
+
+def to_images(images: Tensor) -> list[Image]:
+    """``[N, C, H, W]`` in [0, 1] as 8-bit pictures, values rounded to the nearest level."""
+    from PIL import Image
+
+    levels = (images.clamp(0, 1) * 255).round().to(torch.uint8).movedim(1, -1).contiguous()
+    pixels = levels.numpy()
+    return [Image.fromarray(p[..., 0] if p.shape[-1] == 1 else p) for p in pixels]
+
+
+def reconstructions(originals: Tensor, kept: Tensor, columns: int = 16) -> Image:
+    """Rows of originals, each with its reconstructions below it."""
+    pairs, names = [], []
+    for start in range(0, len(originals), columns):
+        for name, images in (("original", originals), ("decoded", kept)):
+            row = images[start : start + columns]
+            blank = torch.ones(columns - len(row), *row.shape[1:])
+            pairs.append(torch.cat([row, blank]))
+            names.append(name)
+    return image_grid(torch.cat(pairs), columns, row_names=names)
+
+
+def curves(
+    runs: Sequence[tuple[str, Sequence[dict[str, Any]], str, str]], path: str | os.PathLike[str]
+) -> None:
+    """Draws training and validation curves side by side.
+
+    Args:
+        runs: for each panel its title, the lines of ``metrics.jsonl``, and the names of the
+            training and of the validation metric.
+        path: the PNG to write.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5 * len(runs), 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (title, lines, trained, validated) in zip(
+        figure.subplots(1, len(runs), squeeze=False)[0], runs, strict=True
+    ):
+        for split, name in (("train", trained), ("validation", validated)):
+            points = [(line["step"], line[name]) for line in lines if line["split"] == split]
+            axes.plot(*zip(*points, strict=True), label=f"{split}: {name}")
+        axes.set(title=title, xlabel="step")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    with _files.replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+
+
+def save_picture(picture: Image, path: str | os.PathLike[str]) -> None:
+    """Writes a PNG, whole or not at all."""
+    with _files.replacing(path) as temporary:
+        picture.save(temporary, format="PNG")

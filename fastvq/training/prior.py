@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training and measuring a prior over the codes of a VQ-VAE."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from fastvq import _pretrained
+from fastvq.priors import (
+    GatedPixelCNN,
+    GatedPixelCNNConfig,
+    bits_per_code,
+    entropy_bits,
+    per_position_bits,
+)
+from fastvq.training import checkpoints, engine, runs
+from fastvq.training.codes import Codes
+from fastvq.training.engine import Report, TrainingConfig
+
+CODES_NAME = "codes.npz"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorTraining(TrainingConfig):
+    """How a prior is trained: a `TrainingConfig` that stops when validation no longer improves."""
+
+    steps: int = 1500
+    weight_decay: float = 0.01
+    validate_every: int = 50
+    patience: int = 8
+
+
+class PriorScore(NamedTuple):
+    """What a prior pays for held-out codes, beside what it must beat on the same codes.
+
+    Attributes:
+        prior_bits_per_code: mean of -log2 p.
+        per_position_bits_per_code: entropy of the histogram of each position, their mean.
+        order0_bits_per_code: entropy of the histogram of all codes.
+        prior_bits_per_image: ``prior_bits_per_code`` times the codes of an image.
+    """
+
+    prior_bits_per_code: float
+    per_position_bits_per_code: float
+    order0_bits_per_code: float
+    prior_bits_per_image: float
+
+
+class TrainedPrior(NamedTuple):
+    """A prior with what is needed to sample images from it.
+
+    Attributes:
+        prior: in eval mode.
+        grid: height and width of the grids it was trained on.
+        image_size: height and width of the images in pixels, without padding.
+        classes: names of the classes, empty for an unconditional prior.
+        fingerprint: of the VQ-VAE whose codes it knows.
+    """
+
+    prior: GatedPixelCNN
+    grid: tuple[int, int]
+    image_size: tuple[int, int]
+    classes: tuple[str, ...]
+    fingerprint: str
+
+
+def train_prior(
+    codes: Codes,
+    model: GatedPixelCNNConfig,
+    training: PriorTraining,
+    out: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    report: Report = print,
+) -> TrainedPrior:
+    """Trains a prior on codes and returns the one with the best validation likelihood.
+
+    Args:
+        codes: of all three splits.
+        model: the prior; ``codebook_size`` must be that of the codes, ``num_classes`` that of the
+            codes, or ``None`` for an unconditional prior.
+        training: how it is trained.
+        out: folder of the run; takes a copy of the codes beside ``run.json``, ``metrics.jsonl``
+            and ``checkpoints/``.
+        resume: continue the run in ``out``; its settings must be these.
+        report: takes lines about progress.
+
+    Raises:
+        FileExistsError: there is a run in ``out`` and ``resume`` is false.
+        ValueError: the prior does not fit the codes. Raised before anything is written.
+    """
+    device = engine.resolve_device(training.device)
+    _check(codes, model)
+    run = Path(out)
+    runs.create(run, {"model": model, "training": training}, resume=resume)
+    codes.save(run / CODES_NAME)
+    with engine.seeded(training.seed, device):
+        task = _Task(GatedPixelCNN(model).to(device), codes)
+        engine.fit(task, training, run, resume=resume, report=report)
+    return load_prior(run)
+
+
+def resume_prior(run: str | os.PathLike[str], *, report: Report = print) -> TrainedPrior:
+    """Continues the run in a folder with the codes and settings it was started with.
+
+    Raises:
+        FileNotFoundError: there is no run in the folder.
+    """
+    folder = Path(run)
+    return train_prior(
+        Codes.load(folder / CODES_NAME),
+        runs.setting(folder, "model", GatedPixelCNNConfig),
+        runs.setting(folder, "training", PriorTraining),
+        folder,
+        resume=True,
+        report=report,
+    )
+
+
+def load_prior(run: str | os.PathLike[str]) -> TrainedPrior:
+    """The best prior of a run, on the CPU in eval mode.
+
+    Raises:
+        FileNotFoundError, ValueError: no run, no checkpoint yet, or a damaged file.
+    """
+    folder = checkpoints.best(Path(run))
+    config = _pretrained.load_config(folder, GatedPixelCNN.__name__, GatedPixelCNNConfig)
+    prior = GatedPixelCNN(config)
+    _pretrained.load_weights(folder, prior)
+    codes = Codes.load(Path(run) / CODES_NAME)
+    classes = codes.classes if config.num_classes is not None else ()
+    return TrainedPrior(prior.eval(), codes.grid, codes.image_size, classes, codes.fingerprint)
+
+
+def evaluate_prior(prior: GatedPixelCNN, codes: Codes, split: str = "test") -> PriorScore:
+    """Measures a prior, in eval mode, on one split of the codes."""
+    device = next(prior.parameters()).device
+    grids, labels = codes.part(split)
+    known = _labels(prior, labels)
+    bits = bits_per_code(prior, grids.to(device), None if known is None else known.to(device))
+    return PriorScore(
+        bits,
+        per_position_bits(grids, codes.codebook_size),
+        entropy_bits(grids, codes.codebook_size),
+        bits * grids[0].numel(),
+    )
+
+
+def _labels(prior: GatedPixelCNN, labels: Tensor) -> Tensor | None:
+    return None if prior.config.num_classes is None else labels
+
+
+def _check(codes: Codes, model: GatedPixelCNNConfig) -> None:
+    if model.codebook_size != codes.codebook_size:
+        raise ValueError(
+            f"codebook_size must be {codes.codebook_size}, that of the codes, "
+            f"got {model.codebook_size}"
+        )
+    if model.num_classes is not None and model.num_classes != codes.num_classes:
+        raise ValueError(
+            f"num_classes must be {codes.num_classes}, that of the codes, or None, "
+            f"got {model.num_classes}"
+        )
+    for split in ("train", "validation"):
+        if len(codes.part(split)[0]) == 0:
+            raise ValueError(f"codes must hold a {split} split, got none of its images")
+
+
+class _Task:
+    """A prior and its codes, for the loop."""
+
+    score = "bits_per_code"
+
+    def __init__(self, module: GatedPixelCNN, codes: Codes) -> None:
+        device = next(module.parameters()).device
+        self.module, self.config = module, module.config
+        self._codes, self._labels = (tensor.to(device) for tensor in codes.part("train"))
+        self._held_out = codes
+        self.examples = len(self._codes)
+
+    def losses(self, positions: Tensor) -> dict[str, Tensor]:
+        positions = positions.to(self._codes.device)
+        labels = _labels(self.module, self._labels[positions])
+        nats = self.module.nll(self._codes[positions], labels).mean()
+        return {"loss": nats, "bits_per_code": nats / math.log(2)}
+
+    def validate(self) -> dict[str, float]:
+        score = evaluate_prior(self.module, self._held_out, "validation")
+        return {"bits_per_code": score.prior_bits_per_code}

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training and measuring a `VQVAE`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastvq import data as datasets
+from fastvq.data import DataConfig, Splits
+from fastvq.models import VQVAE, VQVAEConfig
+from fastvq.training import checkpoints, engine, metrics, runs
+from fastvq.training.engine import Report, TrainingConfig
+
+# the sign of a collapsed codebook: training goes on, but somebody should know
+_COLLAPSED_PERPLEXITY = 1.5
+_COLLAPSED_SHARE = 0.9
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQVAETraining(TrainingConfig):
+    """How a VQ-VAE is trained: a `TrainingConfig` and its augmentation.
+
+    Attributes:
+        shift: training images are moved by up to this many pixels in each direction, their edges
+            repeated; 0 for none.
+    """
+
+    shift: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shift < 0:
+            raise ValueError(f"shift must be at least 0, got {self.shift}")
+
+
+def train_vqvae(
+    data: DataConfig,
+    model: VQVAEConfig,
+    training: VQVAETraining,
+    out: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    report: Report = print,
+) -> VQVAE:
+    """Trains a VQ-VAE on images and returns the one with the best validation error.
+
+    Args:
+        data: the images.
+        model: the model; ``in_channels`` must be that of the images.
+        training: how it is trained.
+        out: folder of the run: ``run.json``, ``metrics.jsonl``, ``checkpoints/``.
+        resume: continue the run in ``out``; its settings must be these.
+        report: takes lines about progress.
+
+    Returns:
+        The model of the best checkpoint, on the CPU, in eval mode.
+
+    Raises:
+        FileExistsError: there is a run in ``out`` and ``resume`` is false.
+        FileNotFoundError, ValueError: the data cannot be read or does not fit the model. Raised
+            before anything is written.
+
+    Example::
+
+        model = train_vqvae(DataConfig(), VQVAEConfig(), VQVAETraining(steps=500), "runs/digits")
+    """
+    device = engine.resolve_device(training.device)
+    splits = datasets.load(data, multiple=model.stride, report=report)
+    if splits.train.channels != model.in_channels:
+        raise ValueError(
+            f"in_channels must be {splits.train.channels}, the channels of the images, "
+            f"got {model.in_channels}"
+        )
+    run = Path(out)
+    runs.create(run, {"data": data, "model": model, "training": training}, resume=resume)
+    with engine.seeded(training.seed, device):
+        task = _Task(VQVAE(model).to(device), splits, training.shift, report)
+        engine.fit(task, training, run, resume=resume, report=report)
+    return VQVAE.from_pretrained(checkpoints.best(run))
+
+
+def resume_vqvae(run: str | os.PathLike[str], *, report: Report = print) -> VQVAE:
+    """Continues the run in a folder with the settings it was started with.
+
+    Raises:
+        FileNotFoundError: there is no run in the folder.
+    """
+    folder = Path(run)
+    return train_vqvae(
+        runs.setting(folder, "data", DataConfig),
+        runs.setting(folder, "model", VQVAEConfig),
+        runs.setting(folder, "training", VQVAETraining),
+        folder,
+        resume=True,
+        report=report,
+    )
+
+
+def shifted(images: Tensor, reach: int) -> Tensor:
+    """Moves each of ``images [B, C, H, W]`` by -reach to reach pixels in both axes, edges repeated.
+
+    Random: draws from torch's generator.
+    """
+    count, _, height, width = images.shape
+    down, right = torch.randint(-reach, reach + 1, (2, count, 1))
+    rows = (torch.arange(height) - down).clamp(0, height - 1)  # [B, H]
+    columns = (torch.arange(width) - right).clamp(0, width - 1)  # [B, W]
+    image = torch.arange(count)[:, None, None]
+    return images.movedim(1, -1)[image, rows[:, :, None], columns[:, None]].movedim(-1, 1)
+
+
+class _Task:
+    """A VQ-VAE and its images, for the loop."""
+
+    score = "mse"
+
+    def __init__(self, module: VQVAE, splits: Splits, shift: int, report: Report) -> None:
+        self.module, self.config = module, module.config
+        self.examples = len(splits.train)
+        self._train, self._validation = splits.train, splits.validation
+        self._shift, self._report = shift, report
+
+    def losses(self, positions: Tensor) -> dict[str, Tensor]:
+        images = self._train.batch(positions)
+        if self._shift:
+            images = shifted(images, self._shift)
+        output = self.module(images.to(next(self.module.parameters()).device))
+        return {
+            "loss": output.loss,
+            "reconstruction_loss": output.reconstruction_loss,
+            "quantizer_loss": output.quantizer_loss,
+        }
+
+    def validate(self) -> dict[str, float]:
+        found = metrics.evaluate_reconstruction(self.module, self._validation)
+        if (
+            found.perplexity < _COLLAPSED_PERPLEXITY < found.codebook_size
+            or found.largest_share > _COLLAPSED_SHARE
+        ):
+            self._report(
+                f"warning: the codebook has collapsed: perplexity {found.perplexity:.2f} of "
+                f"{found.codebook_size}, one code takes {found.largest_share:.0%}"
+            )
+        return {
+            "mse": found.mse,
+            "psnr": found.psnr,
+            "perplexity": found.perplexity,
+            "codes_used": found.codes_used,
+        }
