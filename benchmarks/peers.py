@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What people use today, called as their users call it. Nothing here is tuned against them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Search = Callable[[Tensor, Tensor], Tensor]
+
+# rows whose scores fit a few MiB: the fastest chunking of the plain form on common CPUs
+_CHUNK_ELEMENTS = 1 << 20
+
+
+def matmul_alone(x: Tensor, codebook: Tensor) -> Tensor:
+    """No search at all: the bare product ``x @ c.T``, the floor of every expanded form."""
+    return x @ codebook.t()
+
+
+def cdist_argmin(x: Tensor, codebook: Tensor) -> Tensor:
+    """The three-token search of most hand-written quantizers."""
+    return torch.cdist(x, codebook).argmin(-1)
+
+
+def chunked_addmm_argmax(x: Tensor, codebook: Tensor) -> Tensor:
+    """The strongest plain torch: x.c - |c|^2 / 2, a cache-sized chunk of rows at a time."""
+    half = codebook.square().sum(-1) / -2
+    rows = max(64, _CHUNK_ELEMENTS // codebook.shape[0])
+    transposed = codebook.t()
+    return torch.cat([torch.addmm(half, part, transposed).argmax(-1) for part in x.split(rows)])
+
+
+def faiss_flat(x: Tensor, codebook: Tensor) -> Tensor:
+    """FAISS IndexFlatL2, k = 1, building the index included as a codebook changes every step."""
+    import faiss
+
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    index = faiss.IndexFlatL2(codebook.shape[1])
+    index.add(codebook.numpy())
+    return torch.from_numpy(index.search(x.numpy(), 1)[1][:, 0])
+
+
+def sklearn_argmin(x: Tensor, codebook: Tensor) -> Tensor:
+    """scikit-learn's pairwise_distances_argmin, whose reduction is fused and parallel."""
+    from sklearn.metrics import pairwise_distances_argmin
+
+    return torch.from_numpy(pairwise_distances_argmin(x.numpy(), codebook.numpy()))
+
+
+SEARCHES: dict[str, Search] = {
+    "torch cdist+argmin": cdist_argmin,
+    "torch addmm+argmax, chunked": chunked_addmm_argmax,
+    "FAISS IndexFlatL2": faiss_flat,
+    "scikit-learn": sklearn_argmin,
+}
+
+
+def lucidrains(dim: int, codebook_size: int) -> torch.nn.Module:
+    """lucidrains' VectorQuantize with the plain straight-through gradient and the same decay."""
+    from vector_quantize_pytorch import VectorQuantize
+
+    return VectorQuantize(
+        dim=dim,
+        codebook_size=codebook_size,
+        decay=0.99,
+        commitment_weight=0.25,
+        rotation_trick=False,
+    )
