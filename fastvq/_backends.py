@@ -31,7 +31,6 @@ AUTOMATIC = "auto"
 # or context-local choice would not reach
 _requested = os.environ.get("FASTVQ_BACKEND", AUTOMATIC)
 _table: dict[tuple[str, str], Row] = {}
-_broken: dict[tuple[str, str], str] = {}
 
 
 @dataclass(frozen=True)
@@ -78,25 +77,19 @@ def resolve(op: str, x: Tensor) -> Callable[..., Any]:
         ValueError: the requested backend is not one of the known names.
         RuntimeError: the requested backend cannot run here; the text says why.
     """
-    device = x.device.type
+    return _load(op, chosen(op, x.device.type))
+
+
+def chosen(op: str, device: str) -> str:
+    """The backend that runs ``op`` on a device; raises as :func:`resolve` does."""
     if _requested != AUTOMATIC:
-        return _explicit(op, _requested, device)
+        _refuse_unavailable(op, _requested, device)
+        return _requested
     for name in NAMES:
         row = _table[op, name]
-        if row.automatic is not None and device not in row.automatic:
-            continue
-        if row.unavailable(device) is None and (op, name) not in _broken:
-            try:
-                return _load(op, name)
-            except Exception as error:
-                # absence was ruled out above, so this is breakage: say it once, then go on
-                _broken[op, name] = f"{type(error).__name__}: {error}"
-                warnings.warn(
-                    f"fastvq: backend {name!r} failed to load for {op} and is skipped: "
-                    f"{_broken[op, name]}",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
+        fits = row.automatic is None or device in row.automatic
+        if fits and row.unavailable(device) is None and _loads(op, name):
+            return name
     raise RuntimeError(
         f"no backend of fastvq runs {op} on device {device!r}: {_reference_unavailable(device)}"
     )
@@ -131,8 +124,7 @@ def backends() -> tuple[BackendStatus, ...]:
     """What can run here, and why the rest cannot.
 
     Returns:
-        One status for each backend, in order of preference; ``print(*fastvq.backends(),
-        sep="\\n")`` is readable.
+        One status for each backend, in order of preference; each prints as one line.
     """
     return (
         _status("native", _native.reason(), _native_detail),
@@ -145,7 +137,7 @@ def _status(name: str, reason: str | None, detail: Callable[[], str]) -> Backend
     return BackendStatus(name, reason is None, reason if reason is not None else detail())
 
 
-def _explicit(op: str, name: str, device: str) -> Callable[..., Any]:
+def _refuse_unavailable(op: str, name: str, device: str) -> None:
     _checks.one_of("FASTVQ_BACKEND", name, (*NAMES, AUTOMATIC))
     reason = _table[op, name].unavailable(device)
     if reason is not None:
@@ -153,7 +145,22 @@ def _explicit(op: str, name: str, device: str) -> Callable[..., Any]:
             f"backend {name!r} was asked for and cannot run {op} on device {device!r}: {reason}. "
             f"Known backends: {', '.join(NAMES)}; 'auto' chooses one that runs"
         )
-    return _load(op, name)
+
+
+@functools.cache
+def _loads(op: str, name: str) -> bool:
+    """Whether a row that is available loads; where not, that is breakage and is said, once."""
+    try:
+        _load(op, name)
+    except Exception as error:
+        warnings.warn(
+            f"fastvq: backend {name!r} does not load for {op} and is skipped: "
+            f"{type(error).__name__}: {error}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 @functools.cache
@@ -183,7 +190,8 @@ def _native_unavailable(device: str) -> str | None:
 
 
 def _native_detail() -> str:
-    return f"compiled library for the cpu, instruction set in use: {torch.ops.fastvq_native.capability()}"
+    level = torch.ops.fastvq_native.capability()
+    return f"compiled library for the cpu, instruction set in use: {level}"
 
 
 def _triton_unavailable(device: str) -> str | None:
