@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+// Collects the kernels of the instruction set whose namespace is in scope.
+
+template <class T>
+static constexpr RowKernels<T> row_table() {
+  return {read<T>, measure<T>, hash<T>, compare<T>, accumulate<T>};
+}
+
+template <class X, class T>
+static constexpr GatherKernels<X, T> gather_table() {
+  return {gather_forward<X, T>, gather_backward<X, T>};
+}
+
+static constexpr Kernels make_table(const char* name) {
+  return {.name = name,
+          .panel_rows = kPanelRows,
+          .block_codes = kBlockCodes,
+          .rows_float = row_table<float>(),
+          .rows_double = row_table<double>(),
+          .pack_rows = pack_rows,
+          .pack_codes = pack_codes,
+          .score = score,
+          .collect = collect,
+          .gather_float = gather_table<float, float>(),
+          .gather_half = gather_table<c10::Half, float>(),
+          .gather_bfloat16 = gather_table<c10::BFloat16, float>(),
+          .gather_float_double = gather_table<float, double>(),
+          .gather_half_double = gather_table<c10::Half, double>(),
+          .gather_bfloat16_double = gather_table<c10::BFloat16, double>(),
+          .gather_double = gather_table<double, double>()};
+}

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+// What each instruction set provides, and the choice between them at run time.
+#pragma once
+
+#include "rows.h"
+
+#include <cstdint>
+#include <type_traits>
+
+namespace fastvq {
+
+// Rows of one head: first .. first + count, or those named by ids where ids is not null.
+struct RowSet {
+  const Rows* rows;
+  int64_t head;
+  int64_t first;
+  int64_t count;
+  const int64_t* ids;
+};
+
+// Codes of one head as the float64 comparison wants them: row k at values + k * stride, `depth`
+// elements a row with the tail beyond D zero; a NaN offset marks a code that is never chosen.
+template <class T>
+struct CodeView {
+  const T* values;
+  int64_t stride;
+  int64_t depth;
+  int64_t count;
+  const double* scale;
+  const double* offset;
+};
+
+struct Measure {
+  double norm;    // sum of row^2
+  double square;  // sum of (row - centre)^2
+  double dot;     // sum of row * centre
+};
+
+struct Candidate {
+  double value;
+  int64_t index;
+};
+
+// The running answer of a panel of rows: best and second-best *group* of codes for each row.
+struct PanelState {
+  float* best;
+  float* second;
+  int32_t* group;
+};
+
+// A (row of the panel, group of codes) pair that the float32 scores could not rule out.
+struct Suspect {
+  int32_t row;
+  int32_t group;
+};
+
+// Codes are grouped by four on every instruction set, so that all agree on what a group is.
+inline constexpr int64_t kGroupCodes = 4;
+// Rows that are read are padded to a multiple of this many elements.
+inline constexpr int64_t kDepthMultiple = 8;
+
+template <class T>
+struct RowKernels {
+  void (*read)(const RowSet& set, T* out, int64_t stride);
+  // In float64, of scale * row.
+  Measure (*measure)(const T* row, double scale, const double* centre, int64_t depth);
+  // Equal for rows of equal values.
+  uint64_t (*hash)(const T* row, const uint32_t* weights, int64_t depth);
+  // Lowers `best` over codes [begin, end): distances of differences, or negative dot products.
+  void (*compare)(const T* row, double row_scale, const CodeView<T>& codes, bool dot,
+                  int64_t begin, int64_t end, Candidate* best);
+  // total[d] += the sum over `count` rows of rows[.][d] - code[d]; without a code, of rows[.][d].
+  void (*accumulate)(const T* rows, int64_t stride, int64_t count, int64_t depth, const T* code,
+                     double* total);
+};
+
+// Some rows that follow one another in memory at fixed strides (in elements), and the code of each:
+// null where a row has none.
+template <class T>
+struct GatherRun {
+  int64_t count, depth;
+  int64_t x_row, x_depth, out_row, out_depth, grad_row, grad_depth;
+  const T* const* codes;
+};
+
+template <class X, class T>
+struct GatherKernels {
+  // out = code; adds the squares of x - code to eight running sums.
+  void (*forward)(const GatherRun<T>& run, const X* x, X* out, double* sums);
+  // out = grad + factor * (x - code)
+  void (*backward)(const GatherRun<T>& run, const X* x, const X* grad, T factor, X* out);
+};
+
+struct Kernels {
+  const char* name;
+  int64_t panel_rows;   // rows scored together, on the lanes
+  int64_t block_codes;  // codes scored together, in registers
+  RowKernels<float> rows_float;
+  RowKernels<double> rows_double;
+  // panel[d][row] = (raw[row][d] - shift[d]) * row_scale[row]
+  void (*pack_rows)(const float* raw, int64_t stride, int64_t depth, const float* shift,
+                    const float* row_scale, float* panel);
+  // packed[d][code] = (codes[begin + code][d] * scale - centre[d]) * unit, rounded once; 0 if never chosen
+  void (*pack_codes)(const CodeView<float>& codes, int64_t depth, const double* centre, double unit,
+                     int64_t begin, float* packed);
+  // Updates the running answer of a panel with `blocks` blocks of packed codes.
+  void (*score)(const float* panel, int64_t depth, const float* packed, const float* bias,
+                int64_t blocks, int32_t first_group, PanelState state);
+  // Lists the groups of those blocks that score at least the row's threshold; returns how many.
+  int64_t (*collect)(const float* panel, int64_t depth, const float* packed, const float* bias,
+                     int64_t blocks, int32_t first_group, const float* threshold, Suspect* out);
+  GatherKernels<float, float> gather_float;
+  GatherKernels<c10::Half, float> gather_half;
+  GatherKernels<c10::BFloat16, float> gather_bfloat16;
+  GatherKernels<float, double> gather_float_double;
+  GatherKernels<c10::Half, double> gather_half_double;
+  GatherKernels<c10::BFloat16, double> gather_bfloat16_double;
+  GatherKernels<double, double> gather_double;
+};
+
+// The table in use: the best the machine has, or what FASTVQ_CPU_CAPABILITY names.
+const Kernels& kernels();
+
+template <class T>
+const RowKernels<T>& row_kernels() {
+  if constexpr (std::is_same_v<T, float>) {
+    return kernels().rows_float;
+  } else {
+    return kernels().rows_double;
+  }
+}
+
+template <class X, class T>
+const GatherKernels<X, T>& gather_kernels() {
+  const Kernels& table = kernels();
+  constexpr bool wide = std::is_same_v<T, double>;
+  if constexpr (std::is_same_v<X, double>) return table.gather_double;
+  else if constexpr (std::is_same_v<X, c10::Half> && wide) return table.gather_half_double;
+  else if constexpr (std::is_same_v<X, c10::Half>) return table.gather_half;
+  else if constexpr (std::is_same_v<X, c10::BFloat16> && wide) return table.gather_bfloat16_double;
+  else if constexpr (std::is_same_v<X, c10::BFloat16>) return table.gather_bfloat16;
+  else if constexpr (wide) return table.gather_float_double;
+  else return table.gather_float;
+}
+
+extern const Kernels kPortableKernels;
+#if defined(__x86_64__)
+extern const Kernels kAvx2Kernels;
+extern const Kernels kAvx512Kernels;
+#endif
+
+}  // namespace fastvq

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels.h"
+#include "target.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+FASTVQ_TARGET_BEGIN("avx2,fma")
+namespace fastvq::avx2 {
+namespace {
+#include "simd_avx2.h"
+#include "score_kernel.h"
+#include "compare_kernel.h"
+#include "pack_kernel.h"
+#include "gather_kernel.h"
+#include "accumulate_kernel.h"
+}  // namespace
+}  // namespace fastvq::avx2
+FASTVQ_TARGET_END
+
+namespace fastvq {
+using namespace avx2;
+#include "kernel_table.h"
+const Kernels kAvx2Kernels = make_table("avx2");
+}  // namespace fastvq
+#endif

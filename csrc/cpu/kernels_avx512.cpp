@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels.h"
+#include "target.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+FASTVQ_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
+namespace fastvq::avx512 {
+namespace {
+#include "simd_avx512.h"
+#include "score_kernel.h"
+#include "compare_kernel.h"
+#include "pack_kernel.h"
+#include "gather_kernel.h"
+#include "accumulate_kernel.h"
+}  // namespace
+}  // namespace fastvq::avx512
+FASTVQ_TARGET_END
+
+namespace fastvq {
+using namespace avx512;
+#include "kernel_table.h"
+const Kernels kAvx512Kernels = make_table("avx512");
+}  // namespace fastvq
+#endif

@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels.h"
+#include "target.h"
+
+namespace fastvq::portable {
+namespace {
+#include "simd_portable.h"
+#include "score_kernel.h"
+#include "compare_kernel.h"
+#include "pack_kernel.h"
+#include "gather_kernel.h"
+#include "accumulate_kernel.h"
+}  // namespace
+}  // namespace fastvq::portable
+
+namespace fastvq {
+using namespace portable;
+#include "kernel_table.h"
+const Kernels kPortableKernels = make_table("portable");
+}  // namespace fastvq

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+// The search of one head: every row against every code in float64, or float32 scores and a proof.
+#pragma once
+
+#include "certify.h"
+#include "codes.h"
+
+#include <cstdint>
+#include <vector>
+
+namespace fastvq {
+
+// Where the answers of one head go: element r * heads of each output belongs to row r.
+template <class T>
+struct Answers {
+  int64_t* indices;
+  T* distances;
+  int64_t heads;
+};
+
+// What is known of a row before it meets a code.
+struct Profile {
+  Measure measure;
+  double inverse;    // reciprocal norm
+  double row_scale;  // what compare() multiplies the row by
+  bool settled;      // not finite, or zero under the cosine: no search
+};
+
+template <class T>
+class Scan {
+ public:
+  Scan(const Rows& x, int64_t head, const Codes<T>& codes, Answers<T> answers)
+      : x_(x), head_(head), codes_(codes), answers_(answers) {}
+
+  // Compares `count` rows (those named by ids, or all from 0 on) with every code.
+  void run(int64_t count, const int64_t* ids) const;
+
+  Profile profile(const T* row, const Measure& measure) const;
+  // Answers a settled row.
+  void settle(int64_t row, const Profile& profile) const;
+  void answer(int64_t row, const Candidate& best) const;
+  void compare(const T* row, const Profile& profile, int64_t begin, int64_t end,
+               Candidate* best) const {
+    row_kernels<T>().compare(row, profile.row_scale, codes_.view(),
+                                 codes_.metric() == Metric::kDot, begin, end, best);
+  }
+
+  const Rows& x() const { return x_; }
+  int64_t head() const { return head_; }
+  const Codes<T>& codes() const { return codes_; }
+
+ private:
+  void run_task(const RowSet& set, T* raw) const;
+
+  const Rows& x_;
+  int64_t head_;
+  const Codes<T>& codes_;
+  Answers<T> answers_;
+};
+
+// Float32 scores first; what they do not prove is compared in float64.
+class CertifiedSearch {
+ public:
+  CertifiedSearch(const Scan<float>& scan, bool exact);
+  void run();
+
+ private:
+  struct Scratch;
+  enum class Fate : uint8_t { kDone, kRefine, kScan };
+
+  void load(const RowSet& set, Scratch& scratch) const;
+  void score_task(const RowSet& set, Scratch& scratch);
+  void refine_task(const RowSet& set, Scratch& scratch);
+  Fate decide(int64_t row, int64_t slot, Scratch& scratch);
+  bool fits_float32(const Profile& profile) const;
+  int64_t rows_per_task(int64_t rows) const;
+  template <class Task>
+  void for_each_set(int64_t count, const int64_t* ids, const Task& task);
+  std::vector<int64_t> rows_with(Fate fate) const;
+
+  const Scan<float>& scan_;
+  const Codes<float>& codes_;
+  PackedCodes packed_;
+  Certificate certificate_;
+  bool exact_;
+  int64_t panel_rows_, stride_, blocks_at_once_;
+  Buffer<float> shift_;      // [D] what pack_rows subtracts
+  Buffer<float> threshold_;  // [N] of the rows to refine
+  Buffer<Fate> fate_;        // [N]
+};
+
+}  // namespace fastvq

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+// The schemas of the native backend, one per op, and the Python module that carries them.
+#include <Python.h>
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(fastvq_native, m) {
+  m.def("capability() -> str");
+  m.def("nearest(Tensor x, Tensor codebook, str metric, str precision) -> (Tensor, Tensor)");
+  m.def("quantize(Tensor x, Tensor codebook, Tensor indices) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "quantize_backward(Tensor grad_quantized, Tensor factor, Tensor x, Tensor codebook, "
+      "Tensor indices) -> Tensor");
+  m.def(
+      "statistics(Tensor x, Tensor indices, int num_codes, Tensor? codebook) -> (Tensor, Tensor)");
+}
+
+// `import fastvq._C` loads the library, which registers the above; the module itself is empty.
+PyMODINIT_FUNC PyInit__C() {
+  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr,
+                               nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&module);
+}
