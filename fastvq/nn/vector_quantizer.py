@@ -158,7 +158,7 @@ class VectorQuantizer(nn.Module):
         return Quantized(quantized, self._indices_out(indices, leading), loss)
 
     def encode(self, x: Tensor) -> Tensor:
-        """The indices of x: int64, the shape of x without its channels (``[..., H]`` with heads)."""
+        """The indices of x, int64: the shape of x without its channels, ``[..., H]`` with heads."""
         rows = self._rows(x)
         return self._indices_out(self._search(rows, self.book.vectors), self._leading(x))
 

@@ -24,7 +24,7 @@ _WORKSPACE = 1 << 20
 
 
 def nearest(x: Tensor, codebook: Tensor, metric: str, precision: str) -> tuple[Tensor, Tensor]:
-    """Nearest code of x ``[B, M, H, D]`` in codebook ``[H, K, D]``: indices, distances ``[B, M, H]``.
+    """Indices and distances ``[B, M, H]`` of x ``[B, M, H, D]`` in codebook ``[H, K, D]``.
 
     Both precisions are the exact one.
     """
@@ -53,7 +53,7 @@ def _search(x: Tensor, codebook: Tensor, metric: str) -> tuple[Tensor, Tensor]:
     scores = torch.where(torch.isfinite(codebook).all(-1), scores, torch.inf)
     scores = scores.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
     index = scores.argmin(-1)  # the first of equal minima
-    distance = _SQUARED[metric](scores.gather(-1, index.unsqueeze(-1)).squeeze(-1))
+    distance = scores.gather(-1, index.unsqueeze(-1)).squeeze(-1) ** _POWERS[metric]
     finite = torch.isfinite(x).all(-1) & torch.isfinite(codebook).all(-1).any()
     return torch.where(finite, index, 0), torch.where(finite, distance, torch.nan)
 
@@ -84,5 +84,6 @@ def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
     return x / torch.where(zero, 1.0, norm), zero.squeeze(-1)
 
 
+# scores need only the order of the distances; the power makes distances of them
 _SCORES = {"euclidean": _euclidean, "cosine": _cosine, "dot": _dot}
-_SQUARED = {"euclidean": torch.square, "cosine": torch.clone, "dot": torch.clone}
+_POWERS = {"euclidean": 2, "cosine": 1, "dot": 1}

@@ -21,7 +21,8 @@ class Statistics(NamedTuple):
 
 torch.library.define(
     "fastvq::statistics",
-    "(Tensor x, Tensor indices, SymInt num_codes, Tensor? codebook) -> (Tensor counts, Tensor sums)",
+    "(Tensor x, Tensor indices, SymInt num_codes, Tensor? codebook)"
+    " -> (Tensor counts, Tensor sums)",
 )
 
 
