@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Exact search on matrix units: three passes, each for the rows that the one before cannot prove.
+
+1. **Coarse**, all rows: 16-bit products with float32 accumulators.
+2. **Fine**, the rows pass 1 lists: two 16-bit limbs for each operand, short accumulator chains.
+3. **float64** by direct differences, the rows pass 2 lists.
+
+Lists are written through atomic counters and read by launches of fixed size: no host
+synchronisation, and no result depends on the order of a list.
+
+**Scores.** Let m be any vector (a mean of codes), :math:`c' = c - m` and :math:`x' = x - m`
+(euclidean; the products keep x, and cosine takes unit codes). With powers of two :math:`\sigma`
+(one for a head) and :math:`\tau` (one for a row),
+
+.. math:: S_k = \tfrac{\tau}{\sigma} b_k - y \cdot c^*_k, \qquad y = \tau x', \quad
+          c^*_k = \sigma c'_k, \quad b_k = \tfrac12 \lVert c^*_k \rVert^2 \text{ or } 0
+
+orders the codes as the distance does: it is :math:`\tfrac12 \tau \sigma \lVert x - c_k \rVert^2`
+less a constant of the row, or the product less one. Centring is what keeps data far from the
+origin out of pass 3; scaling is what lets fp16, with its 11-bit significand, hold any of them.
+
+**The bound.** The matrix units see :math:`\hat y` and :math:`\hat c` (16-bit) and accumulate D'
+terms. With :math:`u = 2^{-24}`, and r, n the largest :math:`\lVert c^* - \hat c \rVert` and
+:math:`\lVert \hat c \rVert` of the head, measured, not estimated,
+
+.. math:: \lvert S_k - \hat S_k \rvert \le E =
+          \underbrace{\lVert y \rVert r}_{\text{codes rounded}}
+          + \underbrace{(\lVert y - \hat y \rVert + u \lVert y \rVert) n}_{x\text{ rounded, centred}}
+          + \underbrace{3 u D' \lVert \hat y \rVert n}_{\text{accumulation}}
+          + \underbrace{2 u (\tfrac{\tau}{\sigma} \max_k b_k + \lVert \hat y \rVert n)}_{
+            \text{half norms, last addition}}
+
+by Cauchy-Schwarz, term by term. The unit aligns the terms of one step to the largest and truncates
+at its last bit, and every term and partial sum is at most :math:`\lVert \hat y \rVert n`: 8 terms
+and the accumulator lose at most 9 + 1 units :math:`2u`, fewer than :math:`3u` a term wherever the
+unit keeps one bit more than float32, as all since sm_80 do. Of the fine pass the limbs' residuals
+take the place of r and :math:`\lVert y - \hat y \rVert`, the product of the low limbs that is left
+out adds :math:`\lVert y_l \rVert \max \lVert c_l \rVert`, and D' is one block of channels plus a
+rounding for each block. Inputs that are 16-bit on both sides enter unrounded and unscaled: then r
+and :math:`\lVert y - \hat y \rVert` are 0.
+
+**The certificate.** Codes are compared in groups. If the best group leads by more than 2E, the
+nearest code lies in it: :math:`S_k \ge \hat S_k - E > \hat S_1 + E \ge \min_{g_1} S`. Its few codes
+are then compared in float32: by differences, whose relative error at most
+:math:`(\beta + D / \beta + 4) u` (blocks of :math:`\beta` channels) stays under half the promised
+1e-5, or for the products by a margin of twice that error. What is not proven goes on; overflow and
+NaN prove nothing, since they fail every comparison.
+
+Ties are never decided between groups, so the lowest of bit-equal codes is found by pass 3 or
+within a group, where the index breaks the tie.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from fastvq.ops._layout import compute_dtype
+from fastvq.ops.nearest._triton_codebook import (
+    ALL_ROWS,
+    PENDING,
+    UNRESOLVED,
+    Codebook,
+    prepare,
+)
+from fastvq.ops.nearest._triton_float64 import finish_kernel, refine_kernel
+from fastvq.ops.nearest._triton_rescore import rescore_kernel
+from fastvq.ops.nearest._triton_search import search_kernel
+
+BLOCK_K = 64
+# the operand of x is kept on chip up to this many channels, and read again for each tile beyond
+_RESIDENT_CHANNELS = 256
+_INT64_MAX = torch.iinfo(torch.int64).max
+
+
+class Tiling(NamedTuple):
+    """How a kernel is cut and launched: its constants and its launch options."""
+
+    constants: dict[str, int | bool]
+    options: dict[str, int]
+
+
+def search_tiling(channels: int, *, fine: bool) -> Tiling:
+    """The tiling of the search over vectors of ``channels`` components."""
+    constants = {
+        "RESIDENT": not fine and channels <= _RESIDENT_CHANNELS,
+        "BLOCK_M": 64 if fine else 128,
+        "BLOCK_D": min(32 if fine else 64, max(16, triton.next_power_of_2(channels))),
+        **_grouping(channels),
+    }
+    return Tiling(constants, {"num_warps": 4 if fine else 8, "num_stages": 3})
+
+
+def rescore_tiling(channels: int) -> Tiling:
+    """The tiling of the rescoring of groups."""
+    constants = {
+        "BLOCK_M": 32,
+        "MEMBERS": 4,
+        "BLOCK_D": min(32, triton.next_power_of_2(channels)),
+        **_grouping(channels),
+    }
+    return Tiling(constants, {"num_warps": 4})
+
+
+def _grouping(channels: int) -> dict[str, int]:
+    """How codes are grouped: BLOCK_K / SPLIT / 4 to a group.
+
+    Small D leaves little time for comparisons behind the matrix product, so groups are large;
+    large D can afford small ones, which are cheaper to rescore.
+    """
+    return {"BLOCK_K": BLOCK_K, "SPLIT": 1 if channels <= 32 else 2 if channels <= 64 else 4}
+
+
+def nearest(x: Tensor, codebook: Tensor, metric: str, precision: str) -> tuple[Tensor, Tensor]:
+    """Nearest code of x ``[B, M, H, D]`` in codebook ``[H, K, D]``: indices, distances ``[B, M, H]``.
+
+    Deterministic; the lowest of bit-equal codes wins; O(N + K) extra memory.
+    """
+    indices = x.new_empty(x.shape[:-1], dtype=torch.int64)
+    distances = x.new_empty(x.shape[:-1], dtype=compute_dtype(x, codebook))
+    if indices.numel() == 0:
+        return indices, distances
+    if distances.dtype == torch.float64:
+        _search_float64(x, codebook, metric, indices, distances)
+    else:
+        _search(x, codebook, metric, precision == "exact", indices, distances)
+    return indices, distances
+
+
+def _search(
+    x: Tensor, codebook: Tensor, metric: str, exact: bool, indices: Tensor, distances: Tensor
+) -> None:
+    """The passes one after the other; ``fast`` leaves out what proves and what refines."""
+    heads, codes, channels = codebook.shape
+    centred = metric == "cosine" or x.dtype != codebook.dtype or x.dtype == torch.float32
+    low = torch.float16 if centred else codebook.dtype
+    coarse, fine = search_tiling(channels, fine=False), search_tiling(channels, fine=True)
+    padded = (_padded(codes, BLOCK_K), _padded(channels, coarse.constants["BLOCK_D"]))
+    ready = prepare(codebook, metric, centred=centred, padded=padded, low=low)
+    geometry = _Geometry.of(x, codebook)
+    operands = (x, ready.limbs, ready.half, ready.centre, ready.state, indices)
+    shape = (*geometry.shape, padded[0], *x.stride())
+    flags = {"D": channels, "CENTRED": centred, "CERTIFY": exact}
+    flags["SHIFTED"] = centred and metric == "euclidean"
+    pending, unresolved = (_row_list(geometry, x) if exact else indices for _ in range(2))
+
+    tiles = triton.cdiv(geometry.rows, coarse.constants["BLOCK_M"])
+    search_kernel[(tiles, heads)](
+        *operands, indices, pending, *shape,
+        **flags, LIST=ALL_ROWS.value, APPEND=PENDING.value,
+        **coarse.constants, **coarse.options,
+    )  # fmt: skip
+    if exact:
+        tiles = triton.cdiv(geometry.rows, fine.constants["BLOCK_M"])
+        search_kernel[(min(tiles, 2 * _processors(x.device)), heads)](
+            *operands, pending, unresolved, *shape,
+            **flags, LIST=PENDING.value, APPEND=UNRESOLVED.value,
+            **fine.constants, **fine.options,
+        )  # fmt: skip
+    again = rescore_tiling(channels)
+    rescore_kernel[(triton.cdiv(geometry.rows, again.constants["BLOCK_M"]), heads)](
+        x, codebook, ready.half, ready.weight, ready.centre, ready.state,
+        indices, distances, unresolved, *shape, *codebook.stride(),
+        **flags, METRIC=metric, APPEND=UNRESOLVED.value, **again.constants, **again.options,
+    )  # fmt: skip
+    if exact:
+        _refine(x, codebook, metric, ready, unresolved, indices, distances)
+
+
+def _search_float64(
+    x: Tensor, codebook: Tensor, metric: str, indices: Tensor, distances: Tensor
+) -> None:
+    """Every row in float64."""
+    codes = codebook.double()
+    norm = torch.linalg.vector_norm(codes, dim=-1)
+    usable = torch.isfinite(codes).all(-1)
+    ready = Codebook(
+        limbs=codes,
+        half=torch.where(usable, 0.0, torch.inf).float(),
+        weight=torch.where(norm > 0, norm.reciprocal(), 0.0),
+        centre=codes,
+        state=indices,
+    )
+    indices.fill_(_INT64_MAX)
+    _refine(x, codebook, metric, ready, None, indices, distances)
+
+
+def _refine(
+    x: Tensor, codebook: Tensor, metric: str, ready: Codebook, listed: Tensor | None,
+    indices: Tensor, distances: Tensor,
+) -> None:  # fmt: skip
+    """float64 over all codes for the listed rows (all rows where there is no list)."""
+    heads, codes, channels = codebook.shape
+    geometry = _Geometry.of(x, codebook)
+    flags = {"D": channels, "METRIC": metric}
+    flags["LIST"] = (ALL_ROWS if listed is None else UNRESOLVED).value
+    rows = indices if listed is None else listed
+    block_d = min(16, triton.next_power_of_2(channels))
+    index_mask = (1 << max(1, (codes - 1).bit_length())) - 1
+    # enough shares to spread a handful of rows, each long enough to be worth its start
+    span = max(512, _padded(triton.cdiv(codes, 32), 32))
+    items = triton.cdiv(geometry.rows, 8) * triton.cdiv(codes, span)
+    refine_kernel[(min(items, 4 * _processors(x.device)), heads)](
+        x, codebook, ready.half, ready.weight, ready.state, rows, indices,
+        *geometry.shape, codes, ready.half.shape[1], span, index_mask, *geometry.strides,
+        **flags, BLOCK_M=8, BLOCK_K=32, BLOCK_D=block_d, num_warps=4,
+    )  # fmt: skip
+    tiles = triton.cdiv(geometry.rows, 32)
+    finish_kernel[(min(tiles, 4 * _processors(x.device)), heads)](
+        x, codebook, ready.state, rows, indices, distances,
+        *geometry.shape, index_mask, *geometry.strides,
+        **flags, BLOCK_M=32, BLOCK_D=block_d, num_warps=4,
+    )  # fmt: skip
+
+
+class _Geometry(NamedTuple):
+    """Where the rows of x and the codes lie: row n of a head is at (n // M, n % M)."""
+
+    rows: int
+    shape: tuple[int, int, int]
+    strides: tuple[int, ...]
+
+    @classmethod
+    def of(cls, x: Tensor, codebook: Tensor) -> _Geometry:
+        batch, inner, heads, _ = x.shape
+        rows = batch * inner
+        # one long run of rows keeps their addresses provably regular
+        if x.stride(0) == inner * x.stride(1):
+            inner = rows
+        return cls(rows, (rows, inner, heads), (*x.stride(), *codebook.stride()))
+
+
+def _row_list(geometry: _Geometry, x: Tensor) -> Tensor:
+    dtype = torch.int32 if geometry.rows < 2**31 else torch.int64
+    return x.new_empty((x.shape[2], geometry.rows), dtype=dtype)
+
+
+def _padded(size: int, block: int) -> int:
+    return triton.cdiv(size, block) * block
+
+
+@functools.cache
+def _processors(device: torch.device) -> int:
+    """How many programs fill the device; the interpreter runs them one by one."""
+    if device.type == "cpu":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The codes of the winning group again, in float32 and from the vectors themselves."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from fastvq.ops.nearest._triton_codebook import ALL_ROWS, NORM
+from fastvq.ops.nearest._triton_float64 import distance64
+from fastvq.ops.nearest._triton_rows import (
+    NOT_FINITE,
+    UNWRITTEN,
+    append,
+    load_rows,
+    row_numbers,
+    row_offset,
+    row_scales,
+)
+
+_UNIT = tl.constexpr(2.0**-24)
+# smallest scaled squared distance whose terms cannot have underflowed to its harm
+_SMALLEST = tl.constexpr(2.0**-90)
+# what the search may be off, relative to the distance
+_TOLERANCE = tl.constexpr(1e-5)
+
+
+@triton.jit
+def rescore_kernel(
+    x_ptr, codes_ptr, half_ptr, weight_ptr, centre_ptr, state_ptr,
+    indices_ptr, distances_ptr, append_ptr,
+    N, M, H, PADDED_K,
+    stride_xb, stride_xm, stride_xh, stride_xd, stride_ch, stride_ck, stride_cd,
+    D: tl.constexpr, METRIC: tl.constexpr, CENTRED: tl.constexpr, SHIFTED: tl.constexpr,
+    CERTIFY: tl.constexpr, APPEND: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT: tl.constexpr,
+    BLOCK_M: tl.constexpr, MEMBERS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Turns groups into indices, writes distances, and appends what float32 cannot decide."""
+    i_h = tl.program_id(1).to(tl.int64)
+    x_ptr += i_h * stride_xh
+    codes_ptr += i_h * stride_ch
+    centre_ptr += i_h * D
+    state_ptr += i_h * 8
+    half_ptr += i_h * PADDED_K
+    weight_ptr += i_h * PADDED_K
+    n, exists = row_numbers(tl.program_id(0), N, indices_ptr, ALL_ROWS, BLOCK_M)
+    n_out = n.to(tl.int64) * H + i_h
+    group = tl.load(indices_ptr + n_out, mask=exists, other=UNWRITTEN)
+    exists &= group != UNWRITTEN
+    live = exists & (group != NOT_FINITE)
+    row_ptr = x_ptr + row_offset(n, M, stride_xb, stride_xm)
+    tau, sigma, _ = row_scales(
+        row_ptr, centre_ptr, state_ptr, live, stride_xd, D, True, SHIFTED, BLOCK_D
+    )
+    value, index, runner_up = _best_member(
+        row_ptr, codes_ptr, half_ptr, weight_ptr, centre_ptr, live, tl.where(live, group, 0),
+        tau, sigma, stride_xd, stride_ck, stride_cd,
+        D, METRIC, CENTRED, BLOCK_K, SPLIT, BLOCK_M, MEMBERS, BLOCK_D,
+    )  # fmt: skip
+    found = value < float("inf")
+    code_ptr = codes_ptr + tl.where(found, index, 0).to(tl.int64) * stride_ck
+    if METRIC == "euclidean":
+        scale = tl.minimum(tau, sigma)
+        distance = value / scale / scale
+    else:
+        distance = distance64(row_ptr, code_ptr, live, stride_xd, stride_cd, D, METRIC, BLOCK_D).to(
+            tl.float32
+        )
+    tl.store(distances_ptr + n_out, tl.where(found, distance, float("nan")), mask=exists)
+    key = tl.where(found, index, 0).to(tl.int64)
+    if CERTIFY:
+        uncertain = live & ~_certain(
+            row_ptr, code_ptr, state_ptr, live, value, runner_up, tau, sigma,
+            stride_xd, stride_cd, D, METRIC, CENTRED, BLOCK_D,
+        )  # fmt: skip
+        key = tl.where(uncertain, UNWRITTEN, key)
+        append(append_ptr + i_h * N, state_ptr + APPEND, n, uncertain)
+    tl.store(indices_ptr + n_out, key, mask=exists)
+
+
+@triton.jit
+def _best_member(
+    row_ptr, codes_ptr, half_ptr, weight_ptr, centre_ptr, live, group, tau, sigma,
+    stride_xd, stride_ck, stride_cd,
+    D: tl.constexpr, METRIC: tl.constexpr, CENTRED: tl.constexpr, BLOCK_K: tl.constexpr,
+    SPLIT: tl.constexpr, BLOCK_M: tl.constexpr, MEMBERS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Best code of each row's group: value, index and the runner-up's value, all [BLOCK_M].
+
+    The value is the squared distance times min(tau, sigma)^2, or minus the product with the centred
+    code times tau sigma; +inf where the group holds no code. The lowest of equal values wins.
+    """
+    SLOTS: tl.constexpr = SPLIT * 4
+    slot = (group % SLOTS).to(tl.int32)
+    tile = (group // SLOTS).to(tl.int32)
+    value = tl.full([BLOCK_M], float("inf"), tl.float32)
+    runner_up = tl.full([BLOCK_M], float("inf"), tl.float32)
+    index = tl.full([BLOCK_M], 0x7FFFFFFF, tl.int32)
+    for first in range(0, BLOCK_K // SLOTS, MEMBERS):
+        member = first + tl.arange(0, MEMBERS)[None, :]
+        column = (member // 2 * SLOTS + slot[:, None]) * 2 + member % 2
+        k = tile[:, None] * BLOCK_K + column  # [BLOCK_M, MEMBERS]
+        usable = (tl.load(half_ptr + k) < float("inf")) & live[:, None]
+        code_ptr = codes_ptr + k.to(tl.int64) * stride_ck
+        if METRIC == "euclidean":
+            v = _squared(row_ptr, code_ptr, live, usable, tl.minimum(tau, sigma), stride_xd,
+                         stride_cd, D, BLOCK_D)  # fmt: skip
+        else:
+            weight = tl.load(weight_ptr + k).to(tl.float32)
+            v = _product(row_ptr, code_ptr, weight, centre_ptr, live, usable, tau, sigma,
+                         stride_xd, stride_cd, D, CENTRED, BLOCK_D)  # fmt: skip
+        v = tl.where(usable & (v == v), v, float("inf"))
+        v_best = tl.min(v, 1)
+        k_best = tl.min(tl.where(usable & (v == v_best[:, None]), k, 0x7FFFFFFF), 1)
+        v_next = tl.min(tl.where(k == k_best[:, None], float("inf"), v), 1)
+        better = (v_best < value) | ((v_best == value) & (k_best < index))
+        runner_up = tl.where(better, tl.minimum(value, v_next), tl.minimum(runner_up, v_best))
+        value = tl.where(better, v_best, value)
+        index = tl.where(better, k_best, index)
+    return value, index, runner_up
+
+
+@triton.jit
+def _squared(
+    row_ptr, code_ptr, live, usable, scale, stride_xd, stride_cd,
+    D: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Scaled squared distances [BLOCK_M, MEMBERS], from differences, summed block by block."""
+    total = tl.zeros(usable.shape, tl.float32)
+    for start in range(0, D, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D)
+        x = load_rows(row_ptr, live, d, stride_xd, D).to(tl.float32)
+        c = _load_members(code_ptr, usable, d, stride_cd, D)
+        difference = (x[:, None, :] - c) * scale[:, None, None]
+        total += tl.sum(difference * difference, 2)
+    return total
+
+
+@triton.jit
+def _product(
+    row_ptr, code_ptr, weight, centre_ptr, live, usable, tau, sigma, stride_xd, stride_cd,
+    D: tl.constexpr, CENTRED: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Minus the scaled products with the centred codes [BLOCK_M, MEMBERS]."""
+    total = tl.zeros(usable.shape, tl.float32)
+    for start in range(0, D, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D)
+        x = load_rows(row_ptr, live, d, stride_xd, D).to(tl.float32) * tau[:, None]
+        c = _load_members(code_ptr, usable, d, stride_cd, D) * weight[:, :, None]
+        if CENTRED:
+            c -= tl.load(centre_ptr + d, mask=d < D, other=0.0)[None, None, :]
+        total -= tl.sum(x[:, None, :] * (c * sigma), 2)
+    return total
+
+
+@triton.jit
+def _load_members(code_ptr, usable, d, stride_d, D: tl.constexpr):
+    mask = usable[:, :, None] & (d < D)[None, None, :]
+    offset = d.to(tl.int64)[None, None, :] * stride_d
+    return tl.load(code_ptr[:, :, None] + offset, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _certain(
+    row_ptr, code_ptr, state_ptr, live, value, runner_up, tau, sigma, stride_xd, stride_cd,
+    D: tl.constexpr, METRIC: tl.constexpr, CENTRED: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Whether the choice within the group is certain for each row."""
+    # terms of a block and blocks are added one by one; a difference, its square and the scale
+    RELATIVE: tl.constexpr = (BLOCK_D + (D + BLOCK_D - 1) // BLOCK_D + 4) * 2.0**-24
+    if METRIC == "euclidean":
+        certain = (value >= _SMALLEST) & (value < float("inf"))
+        if 2 * RELATIVE > _TOLERANCE:
+            certain &= runner_up > value + 2 * RELATIVE * value
+        return certain | _equal(row_ptr, code_ptr, live, stride_xd, stride_cd, D, BLOCK_D)
+    code_norm = tl.load(state_ptr + NORM).to(tl.float32, bitcast=True)
+    if not CENTRED:
+        code_norm *= sigma
+    norm = _norm(row_ptr, live, tau, stride_xd, D, BLOCK_D)
+    error = RELATIVE * norm * code_norm
+    if METRIC == "cosine":
+        # unit codes, rounded before the centre is taken off
+        error += 4 * _UNIT * norm * sigma
+    return runner_up > value + 2 * error
+
+
+@triton.jit
+def _norm(row_ptr, live, tau, stride_d, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """|tau x| of each row."""
+    square = tl.zeros(live.shape, tl.float32)
+    for start in range(0, D, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D)
+        x = load_rows(row_ptr, live, d, stride_d, D).to(tl.float32) * tau[:, None]
+        square += tl.sum(x * x, 1)
+    return tl.sqrt(square)
+
+
+@triton.jit
+def _equal(row_ptr, code_ptr, live, stride_xd, stride_cd, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Rows that are bit for bit their code: a distance of 0 is then no underflow."""
+    differ = tl.zeros(live.shape, tl.int32)
+    for start in range(0, D, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D)
+        x = load_rows(row_ptr, live, d, stride_xd, D).to(tl.float32)
+        c = load_rows(code_ptr, live, d, stride_cd, D).to(tl.float32)
+        differ += tl.sum((x != c).to(tl.int32), 1)
+    return differ == 0

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The certified search: matrix units over all codes, the winning group again in float32.
+
+The proof in ``_triton.py`` names the quantities: scores, groups, the bound E.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from fastvq.ops.nearest._triton_codebook import (
+    ALL_ROWS,
+    HALF,
+    NORM,
+    RESIDUAL,
+    RESIDUAL_LOW,
+)
+from fastvq.ops.nearest._triton_rows import (
+    NOT_FINITE,
+    UNWRITTEN,
+    append,
+    load_centred,
+    row_numbers,
+    row_offset,
+    row_scales,
+)
+
+# matrix units align and truncate the terms they add: 1.5 units of float32 cover one term
+_TRUNCATION = tl.constexpr(1.5 * 2.0**-23)
+_UNIT = tl.constexpr(2.0**-24)
+# covers the rounding of the norms that enter the bound
+_INFLATION = tl.constexpr(1.01)
+# what may underflow anywhere in a score of order 1
+_UNDERFLOW = tl.constexpr(2.0**-100)
+
+
+@triton.jit
+def search_kernel(
+    x_ptr, limbs_ptr, half_ptr, centre_ptr, state_ptr, indices_ptr, rows_ptr, append_ptr,
+    N, M, H, PADDED_K, stride_xb, stride_xm, stride_xh, stride_xd,
+    D: tl.constexpr, CENTRED: tl.constexpr, SHIFTED: tl.constexpr, CERTIFY: tl.constexpr,
+    LIST: tl.constexpr, APPEND: tl.constexpr, RESIDENT: tl.constexpr, SPLIT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """The group of the nearest code of all rows, or of those of a list; appends uncertain rows.
+
+    ``indices`` takes the number of the group, which the rescoring turns into that of a code.
+    LIST and APPEND are the counters of the list read (ALL_ROWS for none) and of the one written.
+    A listed row is searched finely: two limbs, where one is not exact already, and a fresh
+    accumulator for every block of channels. RESIDENT keeps the operand of x in registers.
+    """
+    i_h = tl.program_id(1).to(tl.int64)
+    x_ptr += i_h * stride_xh
+    centre_ptr += i_h * D
+    state_ptr += i_h * 8
+    half_ptr += i_h * PADDED_K
+    LIMBS: tl.constexpr = 2 if CENTRED else 1
+    PADDED_D: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D * BLOCK_D
+    limbs_ptr += i_h * LIMBS * PADDED_K * PADDED_D
+    FINE: tl.constexpr = LIST != ALL_ROWS
+    count = N
+    if FINE:
+        count = tl.load(state_ptr + LIST)
+    for i_tile in range(tl.program_id(0), tl.cdiv(count, BLOCK_M), tl.num_programs(0)):
+        n, live = row_numbers(i_tile, count, rows_ptr + i_h * N, LIST, BLOCK_M)
+        row_ptr = x_ptr + row_offset(n, M, stride_xb, stride_xm)
+        tau, sigma, finite = row_scales(
+            row_ptr, centre_ptr, state_ptr, live, stride_xd, D, CENTRED, SHIFTED, BLOCK_D
+        )
+        ratio = tl.maximum(tau / sigma, _UNDERFLOW)
+        best, second, winner, square, rest, rest_low = _scan(
+            row_ptr, limbs_ptr, half_ptr, centre_ptr, live, tau, ratio, PADDED_K, stride_xd,
+            D, PADDED_D, CENTRED, SHIFTED, FINE, RESIDENT, BLOCK_M, BLOCK_K, BLOCK_D, SPLIT,
+        )  # fmt: skip
+        group, lowest, following = _winner(best, second, winner, BLOCK_M, SPLIT)
+        group = tl.where(finite, group, NOT_FINITE)
+        if CERTIFY:
+            bound = _score_bound(
+                state_ptr, tl.sqrt(square), tl.sqrt(rest), tl.sqrt(rest_low), ratio,
+                CENTRED, SHIFTED, FINE, PADDED_D, BLOCK_D,
+            )  # fmt: skip
+            uncertain = live & finite & ~(following > lowest + 2 * bound)
+            group = tl.where(uncertain, UNWRITTEN, group)
+            append(append_ptr + i_h * N, state_ptr + APPEND, n, uncertain)
+        tl.store(indices_ptr + n.to(tl.int64) * H + i_h, group, mask=live)
+
+
+@triton.jit
+def _scan(
+    row_ptr, limbs_ptr, half_ptr, centre_ptr, live, tau, ratio, PADDED_K, stride_d,
+    D: tl.constexpr, PADDED_D: tl.constexpr, CENTRED: tl.constexpr, SHIFTED: tl.constexpr,
+    FINE: tl.constexpr, RESIDENT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """Best group, its tile and the second-best group per slot [BLOCK_M, SPLIT, 4]; norms of y.
+
+    A slot is what one thread owns of a row of the accumulator: columns (i SPLIT 4 + slot) 2 + p of
+    each tile of codes. Its group is reduced within the thread, and no lane speaks to another.
+    """
+    LOW: tl.constexpr = limbs_ptr.dtype.element_ty
+    square = tl.zeros([BLOCK_M], tl.float32)
+    rest = tl.zeros([BLOCK_M], tl.float32)
+    rest_low = tl.zeros([BLOCK_M], tl.float32)
+    resident = ()
+    for i in tl.static_range(PADDED_D // BLOCK_D):
+        d = i * BLOCK_D + tl.arange(0, BLOCK_D)
+        y = load_centred(row_ptr, centre_ptr, live, d, stride_d, D, SHIFTED) * tau[:, None]
+        high = y.to(LOW)
+        left = y - high.to(tl.float32)
+        square += tl.sum(y * y, 1)
+        rest += tl.sum(left * left, 1)
+        left -= left.to(LOW).to(tl.float32)
+        rest_low += tl.sum(left * left, 1)
+        if RESIDENT:
+            resident = resident + (high,)  # noqa: RUF005 (kernels know no starred tuple)
+
+    best = tl.full([BLOCK_M, SPLIT, 4], float("inf"), tl.float32)
+    second = tl.full([BLOCK_M, SPLIT, 4], float("inf"), tl.float32)
+    winner = tl.zeros([BLOCK_M, SPLIT, 4], tl.int32)
+    column = tl.arange(0, BLOCK_K)
+    for tile in range(PADDED_K // BLOCK_K):
+        k = tile * BLOCK_K + column
+        code_ptr = limbs_ptr + k.to(tl.int64)[None, :] * PADDED_D
+        acc = tl.zeros([BLOCK_M, BLOCK_K], tl.float32)
+        if RESIDENT:
+            for i in tl.static_range(PADDED_D // BLOCK_D):
+                d = i * BLOCK_D + tl.arange(0, BLOCK_D)
+                acc = tl.dot(resident[i], tl.load(code_ptr + d[:, None]), acc)
+        else:
+            for start in range(0, PADDED_D, BLOCK_D):
+                d = start + tl.arange(0, BLOCK_D)
+                y = load_centred(row_ptr, centre_ptr, live, d, stride_d, D, SHIFTED) * tau[:, None]
+                high = y.to(LOW)
+                code = tl.load(code_ptr + d[:, None])
+                if not FINE:
+                    acc = tl.dot(high, code, acc)
+                elif CENTRED:
+                    # small products first: what the unit truncates follows what it has summed
+                    low = (y - high.to(tl.float32)).to(LOW)
+                    code_low = tl.load(code_ptr + PADDED_K.to(tl.int64) * PADDED_D + d[:, None])
+                    part = tl.dot(high, code_low, tl.dot(low, code))
+                    acc += tl.dot(high, code, part)
+                else:
+                    acc += tl.dot(high, code)
+        score = ratio[:, None] * tl.load(half_ptr + k)[None, :] + acc
+        score = tl.reshape(score, [BLOCK_M, BLOCK_K // SPLIT // 8, SPLIT, 4, 2])
+        group = tl.min(tl.min(score, 4), 1)  # [BLOCK_M, SPLIT, 4]
+        second = tl.minimum(second, tl.maximum(best, group))
+        winner = tl.where(group < best, tile, winner)
+        best = tl.minimum(best, group)
+    return best, second, winner, square, rest, rest_low
+
+
+@triton.jit
+def _winner(best, second, winner, BLOCK_M: tl.constexpr, SPLIT: tl.constexpr):
+    """Number of the best group of each row, its score, and the score of the next group."""
+    SLOTS: tl.constexpr = SPLIT * 4
+    best = tl.reshape(best, [BLOCK_M, SLOTS])
+    second = tl.reshape(second, [BLOCK_M, SLOTS])
+    winner = tl.reshape(winner, [BLOCK_M, SLOTS])
+    slots = tl.arange(0, SLOTS)[None, :]
+    lowest = tl.min(best, 1)
+    slot = tl.min(tl.where(best == lowest[:, None], slots, SLOTS - 1), 1)
+    chosen = slots == slot[:, None]
+    tile = tl.max(tl.where(chosen, winner, 0), 1)
+    following = tl.min(tl.where(chosen, second, best), 1)
+    return tile.to(tl.int64) * SLOTS + slot, lowest, following
+
+
+@triton.jit
+def _score_bound(
+    state_ptr, norm, rest, rest_low, ratio,
+    CENTRED: tl.constexpr, SHIFTED: tl.constexpr, FINE: tl.constexpr, PADDED_D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """E of each row [R]: no score is off by more."""
+    code_rest = tl.load(state_ptr + RESIDUAL).to(tl.float32, bitcast=True)
+    code_norm = tl.load(state_ptr + NORM).to(tl.float32, bitcast=True) + code_rest
+    half = tl.load(state_ptr + HALF).to(tl.float32, bitcast=True)
+    product = (norm + rest) * code_norm
+    chain: tl.constexpr = BLOCK_D if FINE else PADDED_D
+    bound = (_TRUNCATION * chain + 2 * _UNIT) * product + 2 * _UNIT * ratio * half
+    if SHIFTED:
+        bound += _UNIT * product
+    if FINE:
+        code_rest_low = tl.load(state_ptr + RESIDUAL_LOW).to(tl.float32, bitcast=True)
+        bound += _UNIT * (PADDED_D // BLOCK_D) * product
+        if CENTRED:
+            bound += norm * code_rest_low + rest_low * code_norm
+            bound += (rest + rest_low) * (code_rest + code_rest_low)
+    else:
+        bound += norm * code_rest + rest * code_norm
+    return bound * _INFLATION + _UNDERFLOW
