@@ -4,6 +4,6 @@
 from fastvq.data.digits import digits
 from fastvq.data.folder import folder
 from fastvq.data.images import ImageSet, Splits
-from fastvq.data.sources import DataConfig, load
+from fastvq.data.sources import DIGITS, DataConfig, load
 
-__all__ = ["DataConfig", "ImageSet", "Splits", "digits", "folder", "load"]
+__all__ = ["DIGITS", "DataConfig", "ImageSet", "Splits", "digits", "folder", "load"]

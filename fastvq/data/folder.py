@@ -46,7 +46,8 @@ def folder(
 
     **Splits.** Subfolders ``train``, ``validation`` (or ``val``, ``valid``) and ``test`` are taken
     as they are, with the classes inside them. What they do not say is cut from the rest by a fixed
-    permutation (seed 0) of the sorted paths: a tenth for validation and a tenth for testing.
+    permutation (seed 0) of the sorted paths: a tenth for validation and a tenth for testing, at
+    least one image each. Of fewer than three images all are for training.
 
     Args:
         path: the folder; files whose suffix is no image's and hidden files are passed over.
@@ -58,8 +59,8 @@ def folder(
 
     Raises:
         FileNotFoundError: there is no such folder, or no image in it.
-        ValueError: unreadable images under ``"refuse"``, differing sizes without ``image_size``,
-            or too few images for three splits.
+        ValueError: unreadable images under ``"refuse"``, or all of them under ``"skip"``; differing
+            sizes without ``image_size``.
         ModuleNotFoundError: Pillow is absent (it comes with the ``train`` extra).
     """
     _checks.one_of("unreadable", unreadable, UNREADABLE)
@@ -150,9 +151,9 @@ def _handle_unreadable(
     if not bad:
         return
     count = f"{root}: {len(bad)} of {total} images cannot be read"
-    if unreadable == "refuse":
+    if unreadable == "refuse" or len(bad) == total:
         listed = "".join(f"\n  {line}" for line in bad)
-        raise ValueError(f'{count} (unreadable = "skip" leaves them out):{listed}')
+        raise ValueError(f"{count} (unreadable = 'skip' leaves such images out):{listed}")
     report(f"{count} and are skipped:")
     for line in bad:
         report(f"  {line}")
@@ -177,13 +178,8 @@ def _split(files: list[Path]) -> tuple[list[Tensor], list[Path]]:
         part = torch.zeros(len(files), dtype=torch.int64)
     parts = [torch.nonzero(part == i).flatten() for i in range(3)]
     for missing in (1, 2):
-        if len(parts[missing]) == 0:
+        if len(parts[missing]) == 0 and len(files) >= len(parts):
             rest = parts[0][permutation(len(parts[0]))]
             held = max(1, round(HELD_OUT * len(files)))
             parts[missing], parts[0] = rest[:held], rest[held:].sort().values
-    if min(len(p) for p in parts) == 0:
-        raise ValueError(
-            "training, validation and test images must be at least one each, "
-            f"got {', '.join(str(len(p)) for p in parts)}"
-        )
     return parts, files

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from fastvq import _checks
 
 UNLABELLED = -1
+ALL = "all"
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class ImageSet:
         """The set with both sizes brought up to a multiple, by repeating the last row and column.
 
         Raises:
-            ValueError: an axis is smaller than the padding would be at 1 pixel or ``multiple`` < 1.
+            ValueError: ``multiple`` is below 1.
         """
         _checks.positive("multiple", multiple)
         padding = (-self.height % multiple, -self.width % multiple)
@@ -78,6 +79,18 @@ class Splits(NamedTuple):
     validation: ImageSet
     test: ImageSet
 
+    def part(self, name: str) -> ImageSet:
+        """The part of that name; ``"all"`` is the three after one another.
+
+        Raises:
+            ValueError: another name, or a part without images.
+        """
+        _checks.one_of("split", name, (*self._fields, ALL))
+        images = _joined(self) if name == ALL else getattr(self, name)
+        if len(images) == 0:
+            raise ValueError(f"the {name} split must hold at least one image, got none")
+        return images
+
 
 def in_memory(pixels: Tensor, labels: Tensor, *, peak: int, classes: tuple[str, ...]) -> ImageSet:
     """A set over uint8 ``pixels [N, C, H, W]`` held in memory."""
@@ -89,3 +102,20 @@ def permutation(size: int) -> Tensor:
     """The one shuffle that every split uses: int64 ``[size]``, the same on every machine."""
     # numpy freezes the stream of RandomState for good, torch promises none across releases
     return torch.from_numpy(np.random.RandomState(0).permutation(size))
+
+
+def _joined(parts: Splits) -> ImageSet:
+    """One set of the images of all parts, in order."""
+    starts = torch.tensor([0, len(parts.train), len(parts.train) + len(parts.validation)])
+
+    def read(at: Tensor) -> Tensor:
+        which = torch.bucketize(at, starts, right=True) - 1
+        shape = parts.train.channels, parts.train.height, parts.train.width
+        images = torch.empty(len(at), *shape, dtype=torch.uint8)
+        for index, part in enumerate(parts):
+            here = which == index
+            images[here] = part.read(at[here] - starts[index])
+        return images
+
+    labels = torch.cat([part.labels for part in parts])
+    return dataclasses.replace(parts.train, read=read, labels=labels)

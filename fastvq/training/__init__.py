@@ -3,6 +3,7 @@
 
 from fastvq.training.codes import Codes, encode_splits
 from fastvq.training.engine import TrainingConfig
+from fastvq.training.evaluation import evaluate
 from fastvq.training.generation import decode_codes, reconstruct_images, sample_images
 from fastvq.training.metrics import Reconstruction, evaluate_reconstruction
 from fastvq.training.prior import (
@@ -15,7 +16,7 @@ from fastvq.training.prior import (
     train_prior,
 )
 from fastvq.training.records import read_metrics
-from fastvq.training.runs import load_vqvae
+from fastvq.training.runs import load_data, load_vqvae
 from fastvq.training.vqvae import VQVAETraining, resume_vqvae, train_vqvae
 
 __all__ = [
@@ -28,8 +29,10 @@ __all__ = [
     "VQVAETraining",
     "decode_codes",
     "encode_splits",
+    "evaluate",
     "evaluate_prior",
     "evaluate_reconstruction",
+    "load_data",
     "load_prior",
     "load_vqvae",
     "read_metrics",

@@ -154,7 +154,7 @@ def encode_splits(model: VQVAE, splits: Splits) -> Codes:
         model: in eval mode.
         splits: padded to multiples of the model's stride.
     """
-    grids = [metrics.encode(model, batch) for part in splits for batch in metrics.batches(part)]
+    grids = [metrics.encode_images(model, part) for part in splits if len(part)]
     sizes = torch.tensor([len(part) for part in splits])
     return Codes(
         codes=torch.cat(grids),

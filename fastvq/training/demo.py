@@ -13,21 +13,22 @@ import torch
 from torch import Tensor
 
 import fastvq
-from fastvq import _files
+from fastvq import _backends, _files
 from fastvq import data as datasets
 from fastvq.data import DataConfig, Splits
 from fastvq.models import VQVAE, VQVAEConfig
 from fastvq.priors import GatedPixelCNNConfig
-from fastvq.training import generation, metrics, pictures
-from fastvq.training.codes import Codes, encode_splits
+from fastvq.training import engine, generation, pictures
+from fastvq.training.codes import encode_splits
 from fastvq.training.engine import Report
-from fastvq.training.prior import PriorTraining, TrainedPrior, evaluate_prior, train_prior
+from fastvq.training.evaluation import evaluate
+from fastvq.training.prior import PriorTraining, TrainedPrior, train_prior
 from fastvq.training.records import read_metrics
 from fastvq.training.runs import PRIOR_FOLDER
 from fastvq.training.vqvae import VQVAETraining, train_vqvae
 
 MODEL = VQVAEConfig(hidden_channels=96)
-MODEL_TRAINING = VQVAETraining(steps=1500, shift=1)
+MODEL_TRAINING = VQVAETraining(steps=1500)
 PRIOR_TRAINING = PriorTraining()
 REPORT_NAME = "report.json"
 # samples of each class: shown in the picture, and drawn to be judged by a classifier
@@ -70,10 +71,12 @@ def run_demo(
     prior_training = replace(PRIOR_TRAINING, seed=seed, steps=prior_steps)
     trained = train_prior(codes, prior_model, prior_training, run / PRIOR_FOLDER, report=report)
     judged = _draw_pictures(run, model, trained, splits, seed)
-    found = _measure(model, trained, splits, codes) | judged
+    found = evaluate(model, splits, "test", trained=trained)
+    found["test_mse"] = found.pop("mse")
+    found |= judged
     found |= {
         "seconds": round(time.monotonic() - started, 1),
-        "backend": _backend(),
+        "backend": _backend(engine.resolve_device(training.device)),
         "versions": {"fastvq": fastvq.__version__, "torch": torch.__version__},
         "threads": torch.get_num_threads(),
         "seed": seed,
@@ -98,13 +101,6 @@ def table(found: dict[str, Any]) -> str:
     )  # fmt: skip
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
-
-
-def _measure(model: VQVAE, trained: TrainedPrior, splits: Splits, codes: Codes) -> dict[str, Any]:
-    """Everything that is measured on the test split."""
-    kept = metrics.evaluate_reconstruction(model, splits.test)._asdict()
-    kept["test_mse"] = kept.pop("mse")
-    return kept | evaluate_prior(trained.prior, codes, "test")._asdict()
 
 
 def _draw_pictures(
@@ -149,6 +145,7 @@ def _judge(samples: Tensor, labels: Tensor, splits: Splits) -> dict[str, float]:
     }
 
 
-def _backend() -> str:
-    """The backend that did the work on this machine."""
-    return next(status.name for status in fastvq.backends() if status.available)
+def _backend(device: torch.device) -> str:
+    """The backend that searches on ``device``: what was asked for, or the automatic choice."""
+    launcher = _backends.resolve("nearest", torch.empty(0, device=device))
+    return next(name for name in _backends.NAMES if name in launcher.__module__)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -94,15 +94,6 @@ class Task(Protocol):
         ...
 
 
-class Outcome(NamedTuple):
-    """How a run ended: steps taken, the best validation and where, wall clock in seconds."""
-
-    steps: int
-    best_step: int
-    best_score: float
-    seconds: float
-
-
 def fit(
     task: Task,
     config: TrainingConfig,
@@ -110,7 +101,7 @@ def fit(
     *,
     resume: bool = False,
     report: Report = print,
-) -> Outcome:
+) -> checkpoints.State:
     """Trains until the steps are done or the validation score is stale.
 
     Continued with ``resume`` from its newest checkpoint, a run on the CPU ends with the same bits
@@ -122,13 +113,19 @@ def fit(
         config: see `TrainingConfig`.
         run: the folder that takes ``metrics.jsonl`` and ``checkpoints/``.
         resume: continue from the newest checkpoint, if there is one.
-        report: takes a line at each validation where there is no progress bar.
+        report: takes a line at the end, and at each validation where there is no progress bar.
+
+    Returns:
+        Where the run stands at its end.
 
     Raises:
         FloatingPointError: the loss is no longer finite; the last checkpoint stays.
     """
     optimizer = torch.optim.AdamW(
-        task.module.parameters(), config.learning_rate, weight_decay=config.weight_decay
+        task.module.parameters(),
+        config.learning_rate,
+        weight_decay=config.weight_decay,
+        fused=True,
     )
     newest = checkpoints.latest(run) if resume else None
     state = checkpoints.State()
@@ -160,8 +157,11 @@ def fit(
             progress.note(state, metrics, task.score)
             checkpoints.save(run, task.module, task.config, optimizer, state, keep=config.keep)
     progress.close()
-    assert state.best_score is not None
-    return Outcome(state.step, state.best_step, state.best_score, state.seconds)
+    report(
+        f"best validation {task.score} {state.best_score:.5g} at step {state.best_step} "
+        f"of {state.step}, {state.seconds:.0f} s"
+    )
+    return state
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:

@@ -106,6 +106,11 @@ def batches(images: ImageSet) -> Iterator[Tensor]:
         yield images.batch(positions)
 
 
+def encode_images(model: VQVAE, images: ImageSet) -> Tensor:
+    """Codes int64 ``[N, h, w]`` on the CPU of all images of a set."""
+    return torch.cat([encode(model, batch) for batch in batches(images)])
+
+
 @torch.no_grad()
 def encode(model: VQVAE, images: Tensor) -> Tensor:
     """Codes int64 ``[B, h, w]`` on the CPU of ``images [B, C, H, W]``, in chunks."""

@@ -138,17 +138,22 @@ def load_prior(run: str | os.PathLike[str]) -> TrainedPrior:
     return TrainedPrior(prior.eval(), codes.grid, codes.image_size, classes, codes.fingerprint)
 
 
-def evaluate_prior(prior: GatedPixelCNN, codes: Codes, split: str = "test") -> PriorScore:
-    """Measures a prior, in eval mode, on one split of the codes."""
-    device = next(prior.parameters()).device
-    grids, labels = codes.part(split)
-    known = _labels(prior, labels)
-    bits = bits_per_code(prior, grids.to(device), None if known is None else known.to(device))
+def evaluate_prior(prior: GatedPixelCNN, codes: Tensor, labels: Tensor) -> PriorScore:
+    """Measures a prior, in eval mode, on codes it was not trained on.
+
+    Args:
+        prior: on any device.
+        codes: int64 ``[N, h, w]``.
+        labels: int64 ``[N]``; an unconditional prior does not look at them.
+    """
+    device, size = next(prior.parameters()).device, prior.config.codebook_size
+    known = _labels(prior, labels.to(device))
+    bits = bits_per_code(prior, codes.to(device), known)
     return PriorScore(
         bits,
-        per_position_bits(grids, codes.codebook_size),
-        entropy_bits(grids, codes.codebook_size),
-        bits * grids[0].numel(),
+        per_position_bits(codes, size),
+        entropy_bits(codes, size),
+        bits * codes[0].numel(),
     )
 
 
@@ -181,7 +186,7 @@ class _Task:
         device = next(module.parameters()).device
         self.module, self.config = module, module.config
         self._codes, self._labels = (tensor.to(device) for tensor in codes.part("train"))
-        self._held_out = codes
+        self._validation = codes.part("validation")
         self.examples = len(self._codes)
 
     def losses(self, positions: Tensor) -> dict[str, Tensor]:
@@ -191,5 +196,5 @@ class _Task:
         return {"loss": nats, "bits_per_code": nats / math.log(2)}
 
     def validate(self) -> dict[str, float]:
-        score = evaluate_prior(self.module, self._held_out, "validation")
+        score = evaluate_prior(self.module, *self._validation)
         return {"bits_per_code": score.prior_bits_per_code}

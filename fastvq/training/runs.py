@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fastvq import _config, _files, _pretrained
+from fastvq import data as datasets
+from fastvq.data import DataConfig, Splits
 from fastvq.models import VQVAE
 from fastvq.training import checkpoints
 
@@ -60,6 +63,43 @@ def model_folder(path: str | os.PathLike[str]) -> Path:
     if (folder / _pretrained.CONFIG_NAME).is_file():
         return folder
     return checkpoints.best(folder)
+
+
+def load_data(
+    path: str | os.PathLike[str],
+    model: VQVAE,
+    source: str | None = None,
+    *,
+    report: Callable[[str], None] = print,
+) -> Splits:
+    """Images for a model: those its run was trained on, or others read in the same way.
+
+    Args:
+        path: what the model was loaded from.
+        model: gives the channels and the multiple to pad to.
+        source: ``"digits"`` or a folder of images, instead of the run's own.
+        report: takes lines about padding and skipped images.
+
+    Raises:
+        FileNotFoundError: the images are not there, or ``path`` is no run and ``source`` is absent.
+        ValueError: images that the model does not take.
+    """
+    folder = Path(path)
+    if (folder / RUN_NAME).is_file():
+        config = setting(folder, "data", DataConfig)
+    elif source is not None:
+        config = DataConfig(channels=model.config.in_channels)
+    else:
+        raise FileNotFoundError(f"{folder}: no run in this folder, so the data must be named")
+    if source is not None:
+        config = replace(config, source=source, channels=model.config.in_channels)
+    splits = datasets.load(config, multiple=model.config.stride, report=report)
+    if splits.train.channels != model.config.in_channels:
+        raise ValueError(
+            f"images must have {model.config.in_channels} channels, those of the model, "
+            f"got {splits.train.channels}"
+        )
+    return splits
 
 
 def load_vqvae(path: str | os.PathLike[str]) -> VQVAE:

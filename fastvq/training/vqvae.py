@@ -76,6 +76,8 @@ def train_vqvae(
             f"in_channels must be {splits.train.channels}, the channels of the images, "
             f"got {model.in_channels}"
         )
+    for split in ("train", "validation"):
+        splits.part(split)
     run = Path(out)
     runs.create(run, {"data": data, "model": model, "training": training}, resume=resume)
     with engine.seeded(training.seed, device):

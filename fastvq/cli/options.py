@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Run = Annotated[Path, typer.Argument(help="Folder of a trained VQ-VAE.", show_default=False)]
+Data = Annotated[
+    str | None,
+    typer.Option(help="'digits' or a folder of images; by default what the run was trained on."),
+]
+Split = Annotated[str, typer.Option(help="train, validation, test or all.")]
+Config = Annotated[Path | None, typer.Option(help="TOML file of settings.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="One setting; may be repeated."),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run with its own settings.")]
+
+
+def report(line: str) -> None:
+    """Progress goes to stderr, so that stdout holds results alone."""
+    print(line, file=sys.stderr, flush=True)
