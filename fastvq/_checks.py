@@ -92,7 +92,7 @@ def integers(name: str, tensor: Tensor) -> None:
 
 
 def index_range(indices: Tensor, num_codes: int) -> None:
-    """Raises ``ValueError`` for an index outside [-1, K).
+    """Raises ``IndexError`` for an index outside [-1, K).
 
     On the CPU and outside compilation only: a GPU would have to wait for the answer, and a graph
     cannot branch on it.
@@ -102,7 +102,7 @@ def index_range(indices: Tensor, num_codes: int) -> None:
     low, high = indices.aminmax()
     if low < -1 or high >= num_codes:
         worst = int(low if low < -1 else high)
-        raise ValueError(f"indices must be in [-1, K = {num_codes}), got {worst}")
+        raise IndexError(f"indices must be in [-1, K = {num_codes}), got {worst}")
 
 
 def instance(name: str, value: object, *types: type) -> None:

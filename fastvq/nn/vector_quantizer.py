@@ -171,7 +171,8 @@ class VectorQuantizer(nn.Module):
 
         Raises:
             TypeError: the indices are not integers.
-            ValueError: (on the CPU) an index is out of range, or the last dimension is not heads.
+            ValueError: the last dimension is not heads.
+            IndexError: (on the CPU) an index is out of range.
         """
         _checks.integers("indices", indices)
         if self.heads == 1:
@@ -189,7 +190,9 @@ class VectorQuantizer(nn.Module):
         codes = torch.where(present, codes, 0).to(self.dtype_probe.dtype)
         vectors = self.project_out(codes.flatten(-2))
         vectors = torch.where(present.any(-2), vectors, 0)
-        return vectors.movedim(-1, self.channel_dim)
+        # contiguous, as forward's output is for contiguous input: what follows then has the same
+        # layout, and so the same bits, either way
+        return vectors.movedim(-1, self.channel_dim).contiguous()
 
     def usage(self) -> Usage:
         """How the codebook is used, from the moving average of its counts in training.

@@ -254,7 +254,7 @@ class QuantizerContract:
     def test_index_out_of_range_is_refused(self) -> None:
         quantizer = self.trained()
         indices = quantizer.encode(self.batch())
-        with pytest.raises(ValueError, match=r"\[-1, K = \d+\), got 100000"):
+        with pytest.raises(IndexError, match=r"\[-1, K = \d+\), got 100000"):
             quantizer.decode(torch.full_like(indices, 100000))
         with pytest.raises(TypeError, match="integers, got float32"):
             quantizer.decode(indices.float())

@@ -135,8 +135,8 @@ def quantize(
 
     Raises:
         TypeError: x or the codebook is not floating, or the indices are not int64.
-        ValueError: shapes or devices do not fit, ``gradient`` is unknown, or (on the CPU) an index
-            is out of range.
+        ValueError: shapes or devices do not fit, or ``gradient`` is unknown.
+        IndexError: (on the CPU) an index is out of range.
 
     Note:
         Differences are taken in float32 between x and the codebook as given, before the codes are

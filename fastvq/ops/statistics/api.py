@@ -77,7 +77,8 @@ def statistics(
 
     Raises:
         TypeError: x is not floating, or the indices are not int64.
-        ValueError: shapes or devices do not fit, or (on the CPU) an index is out of range.
+        ValueError: shapes or devices do not fit.
+        IndexError: (on the CPU) an index is out of range.
 
     Note:
         Vectors with index -1 and vectors holding a NaN or an Inf are left out of both. On a GPU,
