@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from fastvq.priors.pixelcnn import GatedLayer, GatedPixelCNN
@@ -59,12 +60,10 @@ class GatedPixelCNNStepper:
         self._width = shape[1]
         self._row = self._column = 0
         self._conditions = [layer.conditions(label_rows) for layer in self._layers]
+        self._copy_weights()
         down, right = prior.positions(*shape)
         self._position_down = down  # [C, H, W]
-        self._position_right = (
-            (right + prior.left.bias[:, None, None]).permute(1, 2, 0).contiguous()
-        )
-        self._copy_weights()
+        self._position_right = right.permute(1, 2, 0) + self._left_bias  # [H, W, C]
         self._allocate(batch)
 
     def logits(self) -> Tensor:
@@ -78,8 +77,8 @@ class GatedPixelCNNStepper:
             torch.addmm(above, window, weight, out=gates).tanh_()
             torch.addcmul(signal, signal, gate, out=gated)
             torch.addmm(current, gated, out_weight, out=following)
-        hidden = torch.addmm(self._hidden_bias, self._last.relu(), self._hidden).relu_()
-        return torch.addmm(self._logits_bias, hidden, self._logits)
+        hidden = torch.addmm(self._hidden_bias, F.silu(self._last), self._hidden)
+        return torch.addmm(self._logits_bias, F.silu(hidden, inplace=True), self._logits)
 
     def append(self, codes: Tensor) -> None:
         """Fixes the codes ``[B]``, int64, of the position just asked for and moves on."""

@@ -90,6 +90,7 @@ class GatedLayer(nn.Module):
             nn.init.normal_(self.condition.weight, std=0.1)
 
     def forward(self, streams: _Streams, label_rows: Tensor | None) -> _Streams:
+        """Both streams one layer on; ``label_rows [B]`` choose rows of the condition table."""
         vertical, horizontal = streams
         above, left = self.conditions(label_rows)
         # the vertical stream knows only the rows above its own, so its own row may be read
@@ -185,8 +186,8 @@ class GatedPixelCNN(Prior):
         streams = self._input(codes)
         for layer in self.layers:
             streams = layer(streams, rows)
-        hidden = self.hidden(F.relu(streams.horizontal))
-        return self.logits(self.dropout(F.relu(hidden))).permute(0, 2, 3, 1)  # [B, H, W, K]
+        hidden = self.hidden(F.silu(streams.horizontal))
+        return self.logits(self.dropout(F.silu(hidden))).permute(0, 2, 3, 1)  # [B, H, W, K]
 
     def stepper(
         self, batch: int, shape: Sequence[int], labels: Tensor | None = None
