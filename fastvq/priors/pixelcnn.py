@@ -45,8 +45,8 @@ class GatedPixelCNNConfig:
     channels: int = 64
     layers: int = 4
     kernel_size: int = 3
-    dropout: float = 0.3
-    code_dropout: float = 0.1
+    dropout: float = 0.4
+    code_dropout: float = 0.2
     label_dropout: float = 0.1
 
     def __post_init__(self) -> None:
@@ -176,7 +176,7 @@ class GatedPixelCNN(Prior):
             Logits ``[B, H, W, K]`` in the dtype of the parameters.
 
         Raises:
-            TypeError, ValueError: a wrong rank, dtype, size, range or a missing label.
+            TypeError, ValueError: a wrong rank, dtype, size, device or range; a missing label.
         """
         self._check_codes(codes)
         rows = self.label_rows(labels, codes.shape[0])
@@ -217,6 +217,7 @@ class GatedPixelCNN(Prior):
             raise TypeError(f"labels must be an int64 tensor, got {_kind(labels)}")
         if labels.shape != (batch,):
             raise ValueError(f"labels must be [B] with B = {batch}, got {list(labels.shape)}")
+        _checks.same_device("labels", labels, "the prior", self.embedding.weight)
         _check_range("labels", labels, "num_classes", classes)
         return labels
 
@@ -243,6 +244,7 @@ class GatedPixelCNN(Prior):
             raise TypeError(f"codes must be an int64 tensor, got {_kind(codes)}")
         if codes.ndim != 3 or 0 in codes.shape[1:]:
             raise ValueError(f"codes must be [B, H, W] with H, W >= 1, got {list(codes.shape)}")
+        _checks.same_device("codes", codes, "the prior", self.embedding.weight)
         _check_range("codes", codes, "K", self.config.codebook_size)
 
 

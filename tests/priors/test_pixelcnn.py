@@ -181,6 +181,11 @@ def test_empty_batch():
         ([[0]], TypeError, "codes must be an int64 tensor, got list"),
         (torch.zeros(4, 4, dtype=torch.int64), ValueError, r"\[B, H, W\].*got \[4, 4\]"),
         (torch.zeros(2, 0, 4, dtype=torch.int64), ValueError, r"H, W >= 1, got \[2, 0, 4\]"),
+        (
+            torch.zeros(1, 2, 2, dtype=torch.int64, device="meta"),
+            ValueError,
+            "codes and the prior must be on one device, got meta and cpu",
+        ),
         (torch.full((1, 2, 2), CODES), ValueError, r"codes must be in \[0, K = 7\), got 7"),
         (torch.full((1, 2, 2), -1), ValueError, r"codes must be in \[0, K = 7\), got -1"),
     ],
