@@ -3,24 +3,29 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 
 
 def main() -> None:
     """Runs the command line; without the ``train`` extra only ``fastvq doctor`` works."""
-    if importlib.util.find_spec("typer") is not None:
+    try:
         from fastvq.cli.app import run
-
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("fastvq"):
+            raise
+        _without_extra(error.name)
+    else:
         run()
-        return
+
+
+def _without_extra(missing: str) -> None:
     if sys.argv[1:] == ["doctor"]:
         from fastvq.cli.doctor import diagnosis
 
         sys.stdout.write(diagnosis() + "\n")
         return
     sys.stderr.write(
-        "fastvq: the command line needs the train extra, of which typer is not installed: "
+        f"fastvq: the command line needs the train extra, of which {missing} is not installed: "
         'pip install "fastvq[train]"\n'
         "python -m fastvq doctor works without it\n"
     )

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "fastvq"
 
 # from the ground up; `ops.*` is every folder of an op, `fastvq` the public names of __init__.py
 FLOORS = (
-    ("_checks", "_native"),
+    ("_checks", "_files", "_native"),
     ("_backends", "_config"),
     ("_pretrained",),
     ("ops._layout",),

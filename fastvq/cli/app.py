@@ -33,6 +33,6 @@ def run() -> None:
     """Runs the command of ``sys.argv``; what a user got wrong is one line and exit status 2."""
     try:
         app()
-    except (ValueError, TypeError, OSError, ArithmeticError, ModuleNotFoundError) as error:
+    except (ValueError, TypeError, IndexError, OSError, ArithmeticError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error

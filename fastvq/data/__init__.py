@@ -2,7 +2,7 @@
 """Readers of images: what a model trains on, split the same way on every machine."""
 
 from fastvq.data.digits import digits
-from fastvq.data.folder import folder
+from fastvq.data.folders import folder
 from fastvq.data.images import ImageSet, Splits
 from fastvq.data.sources import DIGITS, DataConfig, load
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fastvq import _checks
 from fastvq.data.digits import digits
-from fastvq.data.folder import UNREADABLE, folder
+from fastvq.data.folders import UNREADABLE, folder
 from fastvq.data.images import Splits
 
 DIGITS = "digits"

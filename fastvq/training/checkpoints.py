@@ -4,7 +4,8 @@
 A checkpoint is a folder ``checkpoints/step-00000500`` of
 
 - ``config.json`` and ``model.safetensors``: the model alone, what ``from_pretrained`` reads;
-- ``state.safetensors``: optimizer moments and the state of the random number generators;
+- ``state.safetensors``: optimizer moments, the state of the random number generators and, where
+  the model is an average over the steps, the weights that are trained;
 - ``state.json``: the step, which is also the position in the data and in the schedule, the best
   step so far, and the settings of the optimizer.
 
@@ -18,7 +19,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ FOLDER = "checkpoints"
 FORMAT_VERSION = 1
 _PREFIX = "step-"
 _UNFINISHED = ".unfinished-"
+_OPTIMIZER, _TRAINED = "optimizer.", "trained."
 _RNG_CPU, _RNG_DEVICE = "rng.cpu", "rng.device"
 
 
@@ -52,16 +54,32 @@ class State:
     seconds: float = 0.0
 
 
-def save(
-    run: Path, module: nn.Module, config: Any, optimizer: Optimizer, state: State, *, keep: int
-) -> Path:
+class Parts(NamedTuple):
+    """What a checkpoint holds of a run.
+
+    Attributes:
+        trained: the module whose parameters the optimizer moves.
+        averaged: the running average of it, or ``None``.
+        optimizer: of the parameters of ``trained``.
+    """
+
+    trained: nn.Module
+    averaged: nn.Module | None
+    optimizer: Optimizer
+
+    @property
+    def model(self) -> nn.Module:
+        """The module that is validated and kept."""
+        return self.trained if self.averaged is None else self.averaged
+
+
+def save(run: Path, parts: Parts, config: Any, state: State, *, keep: int) -> Path:
     """Writes a checkpoint and deletes the old ones but the last ``keep`` and the best.
 
     Args:
         run: the folder of the run.
-        module: the model.
-        config: its config, a dataclass.
-        optimizer: of the model's parameters.
+        parts: modules and optimizer.
+        config: of the model, a dataclass.
         state: where the run stands.
         keep: how many checkpoints stay, at least 1.
     """
@@ -70,10 +88,13 @@ def save(
     temporary = root / f"{_UNFINISHED}{final.name}"
     _remove_unfinished(root)
     temporary.mkdir(parents=True)
-    _pretrained.save(temporary, module, config)
-    moments, groups = _optimizer_state(optimizer)
-    device = next(module.parameters()).device
-    _pretrained.save_tensors(temporary / "state.safetensors", moments | _random_state(device))
+    _pretrained.save(temporary, parts.model, config)
+    tensors, groups = _optimizer_state(parts.optimizer)
+    tensors |= _random_state(_device(parts))
+    if parts.averaged is not None:
+        own = parts.trained.state_dict()
+        tensors |= {f"{_TRAINED}{name}": tensor for name, tensor in own.items()}
+    _pretrained.save_tensors(temporary / "state.safetensors", tensors)
     _files.write_json(
         temporary / "state.json",
         {
@@ -92,28 +113,31 @@ def save(
     return final
 
 
-def load(checkpoint: Path, module: nn.Module, optimizer: Optimizer) -> State:
-    """Restores model, optimizer and random number generators; returns where the run stands.
+def load(checkpoint: Path, parts: Parts) -> State:
+    """Restores modules, optimizer and random number generators; returns where the run stands.
 
     Raises:
         FileNotFoundError, ValueError: a file is missing, damaged, or of another model.
     """
     document = _read_state(checkpoint)
-    device = next(module.parameters()).device
     tensors = _pretrained.load_tensors(checkpoint / "state.safetensors")
-    _pretrained.load_weights(checkpoint, module)
+    _pretrained.load_weights(checkpoint, parts.model)
+    if parts.averaged is not None:
+        _pretrained.load_state(
+            parts.trained, _under(tensors, _TRAINED), where=str(checkpoint / "state.safetensors")
+        )
     moments: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        kind, *rest = name.split(".", 2)
-        if kind == "optimizer":
-            moments.setdefault(int(rest[0]), {})[rest[1]] = tensor
-    own = optimizer.state_dict()["param_groups"]
+    for name, tensor in _under(tensors, _OPTIMIZER).items():
+        index, key = name.split(".")
+        moments.setdefault(int(index), {})[key] = tensor
+    own = parts.optimizer.state_dict()["param_groups"]
     groups = [
         {**group, "params": mine["params"]}
         for group, mine in zip(document["optimizer"], own, strict=True)
     ]
-    optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    parts.optimizer.load_state_dict({"state": moments, "param_groups": groups})
     torch.set_rng_state(tensors[_RNG_CPU])
+    device = _device(parts)
     if device.type == "cuda" and _RNG_DEVICE in tensors:
         torch.cuda.set_rng_state(tensors[_RNG_DEVICE], device)
     return _state(document, checkpoint)
@@ -162,7 +186,7 @@ def _optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], list[dict
     """Moments under flat names, and the settings of each group without its parameters."""
     document = optimizer.state_dict()
     moments = {
-        f"optimizer.{index}.{name}": value
+        f"{_OPTIMIZER}{index}.{name}": value
         for index, entry in document["state"].items()
         for name, value in entry.items()
     }
@@ -171,6 +195,15 @@ def _optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], list[dict
         for group in document["param_groups"]
     ]
     return moments, groups
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names start with ``prefix``, without it."""
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _device(parts: Parts) -> torch.device:
+    return next(parts.trained.parameters()).device
 
 
 def _random_state(device: torch.device) -> dict[str, Tensor]:

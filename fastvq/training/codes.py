@@ -171,8 +171,8 @@ def _read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as npz:
+            arrays = {name: npz[name] for name in npz.files}
     except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: not a whole .npz file of codes ({error})") from error
     missing = [key for key in _KEYS if key not in arrays]

@@ -20,9 +20,9 @@ from fastvq.models import VQVAE, VQVAEConfig
 from fastvq.priors import GatedPixelCNNConfig
 from fastvq.training import engine, generation, pictures
 from fastvq.training.codes import encode_splits
-from fastvq.training.engine import Report
 from fastvq.training.evaluation import evaluate
 from fastvq.training.prior import PriorTraining, TrainedPrior, train_prior
+from fastvq.training.progress import Report
 from fastvq.training.records import read_metrics
 from fastvq.training.runs import PRIOR_FOLDER
 from fastvq.training.vqvae import VQVAETraining, train_vqvae
@@ -76,7 +76,7 @@ def run_demo(
     found |= judged
     found |= {
         "seconds": round(time.monotonic() - started, 1),
-        "backend": _backend(engine.resolve_device(training.device)),
+        "backend": _backends.chosen("nearest", engine.resolve_device(training.device).type),
         "versions": {"fastvq": fastvq.__version__, "torch": torch.__version__},
         "threads": torch.get_num_threads(),
         "seed": seed,
@@ -143,9 +143,3 @@ def _judge(samples: Tensor, labels: Tensor, splits: Splits) -> dict[str, float]:
         "sample_accuracy": float(classifier.score(pixels(samples), labels.numpy())),
         "real_accuracy": float(classifier.score(pixels(test), splits.test.labels.numpy())),
     }
-
-
-def _backend(device: torch.device) -> str:
-    """The backend that searches on ``device``: what was asked for, or the automatic choice."""
-    launcher = _backends.resolve("nearest", torch.empty(0, device=device))
-    return next(name for name in _backends.NAMES if name in launcher.__module__)

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from fastvq import _checks
 from fastvq.training import checkpoints
+from fastvq.training.progress import Progress, Report, Window
 from fastvq.training.records import MetricsLog
-
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +30,8 @@ class TrainingConfig:
         batch_size: examples a step, drawn without replacement within an epoch.
         learning_rate: at the peak, after the warm-up; it then falls to zero along a cosine.
         warmup_steps: steps over which it rises linearly.
-        weight_decay: decoupled, of every parameter.
+        weight_decay: decoupled, of matrices and kernels; biases are left alone.
+        clip_norm: gradients longer than this are shortened to it; 0 for never.
         log_every: steps between two lines of training metrics, each the mean since the last.
         validate_every: steps between two validations, each with a checkpoint.
         patience: validations without a better score before the run stops; 0 for never.
@@ -45,6 +45,7 @@ class TrainingConfig:
     learning_rate: float = 2e-3
     warmup_steps: int = 50
     weight_decay: float = 0.0
+    clip_norm: float = 0.0
     log_every: int = 50
     validate_every: int = 100
     patience: int = 0
@@ -55,7 +56,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_every", "validate_every", "keep"):
             _checks.positive(name, getattr(self, name))
-        for name in ("warmup_steps", "weight_decay", "patience", "seed"):
+        for name in ("warmup_steps", "weight_decay", "clip_norm", "patience", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not self.learning_rate > 0:
@@ -89,8 +90,13 @@ class Task(Protocol):
         """0-d tensors for the training examples at ``positions``; ``"loss"`` is minimised."""
         ...
 
-    def validate(self) -> dict[str, float]:
-        """Metrics of the model, in eval mode, on the validation split."""
+    @property
+    def averaging(self) -> float:
+        """Decay of the running average of the weights that is validated and kept; 0 for none."""
+        ...
+
+    def validate(self, module: nn.Module) -> dict[str, float]:
+        """Metrics of ``module`` or its average, in eval mode, on the validation split."""
         ...
 
 
@@ -121,41 +127,29 @@ def fit(
     Raises:
         FloatingPointError: the loss is no longer finite; the last checkpoint stays.
     """
-    optimizer = torch.optim.AdamW(
-        task.module.parameters(),
-        config.learning_rate,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
+    parts = _parts(task, config)
     newest = checkpoints.latest(run) if resume else None
-    state = checkpoints.State()
-    if newest is not None:
-        state = checkpoints.load(newest, task.module, optimizer)
+    state = checkpoints.State() if newest is None else checkpoints.load(newest, parts)
     log = MetricsLog(run, after=state.step)
     order = _Order(task.examples, config.batch_size, config.seed)
-    window = _Window()
+    window = Window()
     started = time.monotonic() - state.seconds
-    progress = _Progress(config.steps, state.step, report)
+    progress = Progress(config.steps, state.step, report)
     while state.step < config.steps and not _is_stale(state, config):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, state.step)
-        task.module.train()
-        losses = task.losses(order.positions(state.step))
-        optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()
-        optimizer.step()
-        window.add(losses)
+        window.add(_step(task, parts, config, order, state.step))
         state = replace(state, step=state.step + 1)
         progress.step()
         due = state.step % config.validate_every == 0 or state.step == config.steps
         if due or state.step % config.log_every == 0:
             log.write(state.step, "train", window.take(state.step))
         if due:
-            metrics = _validate(task)
+            metrics = _validate(task, parts.model)
             log.write(state.step, "validation", metrics)
             state = _judged(state, metrics[task.score], time.monotonic() - started)
-            progress.note(state, metrics, task.score)
-            checkpoints.save(run, task.module, task.config, optimizer, state, keep=config.keep)
+            progress.note(
+                f"validation {task.score} {metrics[task.score]:.5g}", best=state.stale == 0
+            )
+            checkpoints.save(run, parts, task.config, state, keep=config.keep)
     progress.close()
     report(
         f"best validation {task.score} {state.best_score:.5g} at step {state.best_step} "
@@ -215,59 +209,47 @@ class _Order:
         return self._shuffled[batch * self.batch_size : (batch + 1) * self.batch_size]
 
 
-class _Window:
-    """Means of the losses since the last line; nothing waits for the device until it is taken."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._count = 0
-
-    def add(self, losses: dict[str, Tensor]) -> None:
-        for name, loss in losses.items():
-            value = loss.detach().double()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._count += 1
-
-    def take(self, step: int) -> dict[str, float]:
-        means = {name: float(total) / self._count for name, total in self._sums.items()}
-        self._sums, self._count = {}, 0
-        if not math.isfinite(means["loss"]):
-            raise FloatingPointError(
-                f"the loss is {means['loss']} at step {step}: a lower learning_rate may help"
-            )
-        return means
+def _parts(task: Task, config: TrainingConfig) -> checkpoints.Parts:
+    parameters = list(task.module.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, config.learning_rate, fused=True)
+    averaged = copy.deepcopy(task.module) if task.averaging else None
+    return checkpoints.Parts(task.module, averaged, optimizer)
 
 
-class _Progress:
-    """A bar on a terminal, a line at each validation elsewhere."""
-
-    def __init__(self, total: int, done: int, report: Report) -> None:
-        from tqdm import tqdm
-
-        self._total, self._report = total, report
-        self._terminal = sys.stderr.isatty()
-        self._bar = tqdm(total=total, initial=done, unit="step", disable=not self._terminal)
-
-    def step(self) -> None:
-        self._bar.update()
-
-    def note(self, state: checkpoints.State, metrics: dict[str, float], score: str) -> None:
-        if self._terminal:
-            self._bar.set_postfix({score: f"{metrics[score]:.5g}", "best": state.best_step})
-        else:
-            best = " (best)" if state.stale == 0 else ""
-            self._report(
-                f"step {state.step}/{self._total}: validation {score} {metrics[score]:.5g}{best}"
-            )
-
-    def close(self) -> None:
-        self._bar.close()
+def _step(
+    task: Task, parts: checkpoints.Parts, config: TrainingConfig, order: _Order, step: int
+) -> dict[str, Tensor]:
+    """One optimizer step; returns its losses."""
+    for group in parts.optimizer.param_groups:
+        group["lr"] = learning_rate(config, step)
+    parts.trained.train()
+    losses = task.losses(order.positions(step))
+    parts.optimizer.zero_grad(set_to_none=True)
+    losses["loss"].backward()
+    if config.clip_norm:
+        torch.nn.utils.clip_grad_norm_(parts.trained.parameters(), config.clip_norm)
+    parts.optimizer.step()
+    if parts.averaged is not None:
+        _average(parts.averaged, parts.trained, task.averaging, step)
+    return losses
 
 
-def _validate(task: Task) -> dict[str, float]:
-    task.module.eval()
+@torch.no_grad()
+def _average(averaged: nn.Module, trained: nn.Module, decay: float, step: int) -> None:
+    """Moves the average towards the weights, fast at first so that it forgets the start."""
+    decay = min(decay, (step + 1) / (step + 10))
+    for mean, now in zip(averaged.parameters(), trained.parameters(), strict=True):
+        mean.lerp_(now, 1 - decay)
+
+
+def _validate(task: Task, model: nn.Module) -> dict[str, float]:
+    model.eval()
     with torch.no_grad():
-        return task.validate()
+        return task.validate(model)
 
 
 def _judged(state: checkpoints.State, score: float, seconds: float) -> checkpoints.State:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from fastvq import _pretrained
+from fastvq import _checks, _pretrained
 from fastvq.priors import (
     GatedPixelCNN,
     GatedPixelCNNConfig,
@@ -21,19 +21,32 @@ from fastvq.priors import (
 )
 from fastvq.training import checkpoints, engine, runs
 from fastvq.training.codes import Codes
-from fastvq.training.engine import Report, TrainingConfig
+from fastvq.training.engine import TrainingConfig
+from fastvq.training.progress import Report
 
 CODES_NAME = "codes.npz"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PriorTraining(TrainingConfig):
-    """How a prior is trained: a `TrainingConfig` that stops when validation no longer improves."""
+    """How a prior is trained: a `TrainingConfig` that stops when validation no longer improves.
 
-    steps: int = 1500
-    weight_decay: float = 0.01
+    Attributes:
+        averaging: decay of the running average of the weights that is validated and kept; 0 keeps
+            the weights themselves.
+    """
+
+    steps: int = 1000
+    learning_rate: float = 4e-3
+    weight_decay: float = 0.2
+    clip_norm: float = 1.0
     validate_every: int = 50
-    patience: int = 8
+    patience: int = 4
+    averaging: float = 0.995
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _checks.fraction("averaging", self.averaging)
 
 
 class PriorScore(NamedTuple):
@@ -101,9 +114,9 @@ def train_prior(
     runs.create(run, {"model": model, "training": training}, resume=resume)
     codes.save(run / CODES_NAME)
     with engine.seeded(training.seed, device):
-        task = _Task(GatedPixelCNN(model).to(device), codes)
+        task = _Task(GatedPixelCNN(model).to(device), codes, training.averaging)
         engine.fit(task, training, run, resume=resume, report=report)
-    return load_prior(run)
+        return load_prior(run)
 
 
 def resume_prior(run: str | os.PathLike[str], *, report: Report = print) -> TrainedPrior:
@@ -182,9 +195,9 @@ class _Task:
 
     score = "bits_per_code"
 
-    def __init__(self, module: GatedPixelCNN, codes: Codes) -> None:
+    def __init__(self, module: GatedPixelCNN, codes: Codes, averaging: float) -> None:
         device = next(module.parameters()).device
-        self.module, self.config = module, module.config
+        self.module, self.config, self.averaging = module, module.config, averaging
         self._codes, self._labels = (tensor.to(device) for tensor in codes.part("train"))
         self._validation = codes.part("validation")
         self.examples = len(self._codes)
@@ -195,6 +208,7 @@ class _Task:
         nats = self.module.nll(self._codes[positions], labels).mean()
         return {"loss": nats, "bits_per_code": nats / math.log(2)}
 
-    def validate(self) -> dict[str, float]:
-        score = evaluate_prior(self.module, *self._validation)
+    def validate(self, module: nn.Module) -> dict[str, float]:
+        assert isinstance(module, GatedPixelCNN)
+        score = evaluate_prior(module, *self._validation)
         return {"bits_per_code": score.prior_bits_per_code}

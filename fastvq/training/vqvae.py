@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastvq import data as datasets
 from fastvq.data import DataConfig, Splits
 from fastvq.models import VQVAE, VQVAEConfig
 from fastvq.training import checkpoints, engine, metrics, runs
-from fastvq.training.engine import Report, TrainingConfig
+from fastvq.training.engine import TrainingConfig
+from fastvq.training.progress import Report
 
 # the sign of a collapsed codebook: training goes on, but somebody should know
 _COLLAPSED_PERPLEXITY = 1.5
@@ -83,7 +84,7 @@ def train_vqvae(
     with engine.seeded(training.seed, device):
         task = _Task(VQVAE(model).to(device), splits, training.shift, report)
         engine.fit(task, training, run, resume=resume, report=report)
-    return VQVAE.from_pretrained(checkpoints.best(run))
+        return VQVAE.from_pretrained(checkpoints.best(run))
 
 
 def resume_vqvae(run: str | os.PathLike[str], *, report: Report = print) -> VQVAE:
@@ -120,6 +121,8 @@ class _Task:
     """A VQ-VAE and its images, for the loop."""
 
     score = "mse"
+    # the codebook follows the encoder of the step, not an average of encoders
+    averaging = 0.0
 
     def __init__(self, module: VQVAE, splits: Splits, shift: int, report: Report) -> None:
         self.module, self.config = module, module.config
@@ -138,8 +141,9 @@ class _Task:
             "quantizer_loss": output.quantizer_loss,
         }
 
-    def validate(self) -> dict[str, float]:
-        found = metrics.evaluate_reconstruction(self.module, self._validation)
+    def validate(self, module: nn.Module) -> dict[str, float]:
+        assert isinstance(module, VQVAE)
+        found = metrics.evaluate_reconstruction(module, self._validation)
         if (
             found.perplexity < _COLLAPSED_PERPLEXITY < found.codebook_size
             or found.largest_share > _COLLAPSED_SHARE

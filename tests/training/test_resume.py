@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run that was stopped, however rudely, ends like one that was not."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fastvq import training
+from fastvq.data import DataConfig
+from fastvq.models import VQVAE
+from fastvq.priors import GatedPixelCNNConfig
+from fastvq.training import checkpoints, engine
+
+from .conftest import MODEL, TRAINING, silent
+
+PRIOR = GatedPixelCNNConfig(codebook_size=16, num_classes=10, channels=8, layers=2)
+PRIOR_TRAINING = training.PriorTraining(
+    steps=20, batch_size=32, log_every=4, validate_every=5, warmup_steps=2
+)
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_after(monkeypatch, step):
+    """Makes the loop raise in the middle of the step after ``step``."""
+    whole = engine.learning_rate
+
+    def learning_rate(config, at):
+        if at == step:
+            raise Stopped
+        return whole(config, at)
+
+    monkeypatch.setattr(engine, "learning_rate", learning_rate)
+
+
+def state_of(run):
+    """All that a run leaves, but for the clock."""
+    newest = checkpoints.latest(run)
+    document = json.loads((newest / "state.json").read_text())
+    del document["state"]["seconds"]
+    tensors = load_file(newest / "model.safetensors") | load_file(newest / "state.safetensors")
+    return tensors, document, (run / "metrics.jsonl").read_text()
+
+
+def assert_same_run(first, second):
+    (tensors, document, metrics), (others, other_document, other_metrics) = (
+        state_of(first),
+        state_of(second),
+    )
+    assert metrics == other_metrics
+    assert document == other_document
+    assert tensors.keys() == others.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, others[name]), name
+
+
+@pytest.mark.parametrize("stop", [10, 13, 19])
+@pytest.mark.parametrize("learning", ["ema", "gradient"])
+def test_a_resumed_vqvae_is_the_uninterrupted_one(tmp_path, monkeypatch, learning, stop):
+    model = dataclasses.replace(MODEL, learning=learning)
+    shifted = dataclasses.replace(TRAINING, shift=1)
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    training.train_vqvae(DataConfig(), model, shifted, straight, report=silent)
+    with monkeypatch.context() as patch:
+        stop_after(patch, stop)
+        with pytest.raises(Stopped):
+            training.train_vqvae(DataConfig(), model, shifted, broken, report=silent)
+    torch.rand(7)  # whatever else the process draws in between must not matter
+    training.resume_vqvae(broken, report=silent)
+    assert_same_run(straight, broken)
+
+
+@pytest.mark.parametrize("averaging", [0.0, 0.9])
+def test_a_resumed_prior_is_the_uninterrupted_one(tmp_path, monkeypatch, codes, averaging):
+    settings = dataclasses.replace(PRIOR_TRAINING, averaging=averaging)
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    training.train_prior(codes, PRIOR, settings, straight, report=silent)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 13)
+        with pytest.raises(Stopped):
+            training.train_prior(codes, PRIOR, settings, broken, report=silent)
+    training.resume_prior(broken, report=silent)
+    assert_same_run(straight, broken)
+
+
+def test_a_run_stopped_before_its_first_checkpoint_starts_again(tmp_path, monkeypatch):
+    training.train_vqvae(DataConfig(), MODEL, TRAINING, tmp_path / "straight", report=silent)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        with pytest.raises(Stopped):
+            training.train_vqvae(DataConfig(), MODEL, TRAINING, tmp_path / "x", report=silent)
+    assert checkpoints.latest(tmp_path / "x") is None
+    training.resume_vqvae(tmp_path / "x", report=silent)
+    assert_same_run(tmp_path / "straight", tmp_path / "x")
+
+
+def test_a_finished_run_resumes_to_nothing(run):
+    newest = checkpoints.latest(run)
+    written = newest.stat().st_mtime_ns
+    training.resume_vqvae(run, report=silent)
+    assert checkpoints.latest(run) == newest
+    assert newest.stat().st_mtime_ns == written
+
+
+def test_training_leaves_the_random_numbers_of_the_caller_alone(tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    training.train_vqvae(DataConfig(), MODEL, TRAINING, tmp_path / "x", report=silent)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_killed_at_any_moment_a_run_leaves_a_checkpoint_that_loads(tmp_path):
+    script = textwrap.dedent(
+        f"""
+        import torch
+        from fastvq import training
+        from fastvq.data import DataConfig
+        from fastvq.models import VQVAEConfig
+        torch.set_num_threads(1)
+        model = VQVAEConfig(hidden_channels=8, residual_channels=4, codebook_size=16)
+        settings = training.VQVAETraining(steps=100000, batch_size=8, validate_every=1, keep=2)
+        training.train_vqvae(DataConfig(), model, settings, {str(tmp_path / "x")!r})
+        """
+    )
+    # a fresh process checkpoints at every step, so that the kill lands in or near a write
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    run = tmp_path / "x"
+    survived = []
+    try:
+        deadline = time.monotonic() + 60
+        while len(checkpoints.steps(run)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        # stopped and looked at again and again: each stop is a moment at which a kill might come
+        for pause in (0.0, 0.003, 0.011, 0.017, 0.023, 0.031, 0.047):
+            process.send_signal(signal.SIGSTOP)
+            survived.append(checkpoints.latest(run).name)
+            VQVAE.from_pretrained(checkpoints.best(run))
+            load_file(checkpoints.latest(run) / "state.safetensors")
+            process.send_signal(signal.SIGCONT)
+            time.sleep(0.05 + pause)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert len(set(survived)) > 1
+    VQVAE.from_pretrained(checkpoints.best(run))
+    shorter = dataclasses.replace(
+        training.runs.setting(run, "training", training.VQVAETraining),
+        steps=int(checkpoints.latest(run).name.split("-")[1]) + 2,
+    )
+    training.train_vqvae(
+        DataConfig(),
+        training.runs.setting(run, "model", type(MODEL)),
+        shorter,
+        run,
+        resume=True,
+        report=silent,
+    )
+    assert not list((run / "checkpoints").glob(".unfinished-*"))
+    steps = [line["step"] for line in training.read_metrics(run) if line["split"] == "validation"]
+    assert steps == list(range(1, shorter.steps + 1))

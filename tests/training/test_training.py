@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What trains, and what is refused before anything is written."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from fastvq import data, training
+from fastvq.data import DataConfig
+from fastvq.priors import GatedPixelCNNConfig
+from fastvq.training import vqvae
+
+from .conftest import MODEL, TRAINING, silent
+
+PRIOR = GatedPixelCNNConfig(codebook_size=16, num_classes=10, channels=16, layers=2)
+
+
+@pytest.fixture(scope="module")
+def prior(codes, tmp_path_factory):
+    settings = training.PriorTraining(steps=100, validate_every=20, averaging=0.9)
+    folder = tmp_path_factory.mktemp("prior")
+    return training.train_prior(codes, PRIOR, settings, folder, report=silent)
+
+
+def test_a_vqvae_learns_and_says_so(tmp_path):
+    lines = []
+    settings = dataclasses.replace(TRAINING, steps=80)
+    model = training.train_vqvae(DataConfig(), MODEL, settings, tmp_path / "x", report=lines.append)
+    found = training.evaluate_reconstruction(model, data.digits().test)
+    # the mean image of the training digits has an error of 0.074; seen here: 0.050
+    assert found.mse < 0.06
+    assert found.codes_used > 8
+    assert lines[-1].startswith("best validation mse")
+    assert any(line.startswith("step 10/80: validation mse") for line in lines)
+    assert not model.training
+
+
+def test_a_prior_learns(prior, codes):
+    score = training.evaluate_prior(prior.prior, *codes.part("test"))
+    assert score.prior_bits_per_code < score.order0_bits_per_code < math.log2(16)
+    assert score.per_position_bits_per_code < score.order0_bits_per_code
+    assert score.prior_bits_per_image == 16 * score.prior_bits_per_code
+
+
+def test_samples_are_a_function_of_the_seed(model, prior):
+    images, labels = training.sample_images(model, prior, 3, classes=["7", "2"], seed=4)
+    assert images.shape == (6, 1, 8, 8)
+    assert labels.tolist() == [7, 7, 7, 2, 2, 2]
+    assert images.min() >= 0
+    assert images.max() <= 1
+    again, _ = training.sample_images(model, prior, 3, classes=["7", "2"], seed=4)
+    other, _ = training.sample_images(model, prior, 3, classes=["7", "2"], seed=5)
+    assert torch.equal(images, again)
+    assert not torch.equal(images, other)
+
+
+def test_a_prior_without_classes(model, codes, tmp_path):
+    plain = dataclasses.replace(PRIOR, num_classes=None)
+    settings = training.PriorTraining(steps=4, validate_every=2)
+    trained = training.train_prior(codes, plain, settings, tmp_path / "p", report=silent)
+    images, labels = training.sample_images(model, trained, 3)
+    assert images.shape == (3, 1, 8, 8)
+    assert labels is None
+    with pytest.raises(ValueError, match=r"classes must be None .* got \['3'\]"):
+        training.sample_images(model, trained, 3, classes=["3"])
+
+
+def test_evaluation_of_both(run, model, prior):
+    found = training.evaluate(model, training.load_data(run, model), trained=prior)
+    assert found["split"] == "test"
+    assert found["images"] == 360
+    assert found["mse"] > 0
+    assert found["prior_bits_per_code"] > 0
+
+
+def test_shifts_move_whole_images_and_repeat_edges():
+    image = torch.arange(9.0).reshape(1, 1, 3, 3)
+    torch.manual_seed(0)
+    found = {tuple(vqvae.shifted(image, 1).flatten().int().tolist()) for _ in range(200)}
+    assert len(found) == 9
+    assert tuple(range(9)) in found
+    assert (0, 0, 1, 0, 0, 1, 3, 3, 4) in found  # down and right by one
+    assert (4, 5, 5, 7, 8, 8, 7, 8, 8) in found  # up and left by one
+
+
+def test_a_collapsed_codebook_is_announced(tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr(vqvae, "_COLLAPSED_SHARE", 0.0)
+    settings = dataclasses.replace(TRAINING, steps=10)
+    training.train_vqvae(DataConfig(), MODEL, settings, tmp_path / "x", report=lines.append)
+    assert lines[0].startswith("warning: the codebook has collapsed: perplexity")
+
+
+def refused(error, message, tmp_path, function, *arguments):
+    with pytest.raises(error, match=message):
+        function(*arguments, tmp_path / "x", report=silent)
+    assert not (tmp_path / "x").exists()
+
+
+def test_refused_before_anything_is_written(tmp_path, codes):
+    train, prior = training.train_vqvae, training.train_prior
+    wide = dataclasses.replace(MODEL, in_channels=3)
+    refused(
+        ValueError, "in_channels must be 1.*got 3", tmp_path, train, DataConfig(), wide, TRAINING
+    )
+    absent = DataConfig(source=str(tmp_path / "absent"))
+    refused(FileNotFoundError, "no such folder", tmp_path, train, absent, MODEL, TRAINING)
+    nowhere = dataclasses.replace(TRAINING, device="nowhere")
+    refused(ValueError, "device 'nowhere'", tmp_path, train, DataConfig(), MODEL, nowhere)
+
+    settings = training.PriorTraining(steps=2)
+    larger = dataclasses.replace(PRIOR, codebook_size=32)
+    refused(
+        ValueError, "codebook_size must be 16.*got 32", tmp_path, prior, codes, larger, settings
+    )
+    fewer = dataclasses.replace(PRIOR, num_classes=9)
+    refused(ValueError, "num_classes must be 10.*got 9", tmp_path, prior, codes, fewer, settings)
+    only = dataclasses.replace(codes, split=torch.zeros_like(codes.split))
+    refused(ValueError, "a validation split", tmp_path, prior, only, PRIOR, settings)
+
+
+def test_a_run_is_not_overwritten(run):
+    with pytest.raises(FileExistsError, match="there is a run in this folder"):
+        training.train_vqvae(DataConfig(), MODEL, TRAINING, run, report=silent)
+
+
+def test_the_prior_of_another_model_is_refused(model, prior):
+    other = type(model)(model.config)
+    with pytest.raises(ValueError, match="the codes of the prior must be of the model"):
+        training.sample_images(other, prior, 1)
+    with pytest.raises(ValueError, match="did you mean '3'"):
+        training.sample_images(model, prior, 1, classes=["33"])
