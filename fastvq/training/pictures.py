@@ -83,7 +83,7 @@ def reconstructions(originals: Tensor, kept: Tensor, columns: int = 16) -> Image
 def curves(
     runs: Sequence[tuple[str, Sequence[dict[str, Any]], str, str]], path: str | os.PathLike[str]
 ) -> None:
-    """Draws training and validation curves side by side.
+    """Draws training and validation curves side by side, on logarithmic scales.
 
     Args:
         runs: for each panel its title, the lines of ``metrics.jsonl``, and the names of the
@@ -101,7 +101,7 @@ def curves(
         for split, name in (("train", trained), ("validation", validated)):
             points = [(line["step"], line[name]) for line in lines if line["split"] == split]
             axes.plot(*zip(*points, strict=True), label=f"{split}: {name}")
-        axes.set(title=title, xlabel="step")
+        axes.set(title=title, xlabel="step", yscale="log")
         axes.grid(alpha=0.3)
         axes.legend()
     with _files.replacing(path) as temporary:

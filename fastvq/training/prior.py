@@ -36,7 +36,7 @@ class PriorTraining(TrainingConfig):
             the weights themselves.
     """
 
-    steps: int = 1000
+    steps: int = 500
     learning_rate: float = 4e-3
     weight_decay: float = 0.2
     clip_norm: float = 1.0

@@ -29,6 +29,24 @@ def test_every_parameter_gets_a_finite_gradient_that_is_not_zero(dims, learning)
         assert parameter.grad.abs().max() > 0, name
 
 
+def test_the_reconstruction_loss_reaches_the_encoder_straight_through_the_codes():
+    model = small()
+    x = torch.rand(4, 1, 8, 8)
+    model(x)  # starts the codebook
+    model.eval()
+    parameters = list(model.encoder.parameters())
+    found = torch.autograd.grad(model(x).reconstruction_loss, parameters)
+
+    vectors = model.encoder(x)
+    codes = model.quantizer.decode(model.quantizer.encode(vectors)).detach().requires_grad_()
+    error = (model.decoder(codes) - x).square().mean()
+    expected = torch.autograd.grad(vectors, parameters, torch.autograd.grad(error, codes))
+    for got, wanted in zip(found, expected, strict=True):
+        assert wanted.norm() > 0
+        # the same operations in float32; a code may be one rounding off in forward
+        assert (got - wanted).norm() < 1e-5 * wanted.norm()
+
+
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_shapes(dims):
     model = small(spatial_dims=dims, in_channels=3, strides=(4,))

@@ -8,6 +8,7 @@ import torch
 
 from fastvq import _pretrained, data, training
 from fastvq.models import VQVAE
+from fastvq.priors import GatedPixelCNNConfig
 from fastvq.training import Codes
 
 from .conftest import MODEL, TRAINING, silent
@@ -49,6 +50,10 @@ def test_padding_is_cut_off_again(tmp_path):
     codes = training.encode_splits(model, training.load_data(tmp_path / "x", model, report=silent))
     assert codes.grid == (3, 3)
     assert training.decode_codes(model, codes).shape == (1797, 1, 8, 8)
+    settings = training.PriorTraining(steps=2)
+    small = GatedPixelCNNConfig(codebook_size=16, channels=8, layers=1)
+    prior = training.train_prior(codes, small, settings, tmp_path / "p", report=silent)
+    assert training.sample_images(model, prior, 2)[0].shape == (2, 1, 8, 8)
 
 
 def test_the_codes_of_another_model_are_refused(model, codes):

@@ -121,6 +121,7 @@ def test_training_leaves_the_random_numbers_of_the_caller_alone(tmp_path):
     assert torch.equal(torch.rand(3), expected)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGSTOP")
 def test_killed_at_any_moment_a_run_leaves_a_checkpoint_that_loads(tmp_path):
     script = textwrap.dedent(
         f"""
