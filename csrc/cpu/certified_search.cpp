@@ -75,13 +75,13 @@ bool CertifiedSearch::fits_float32(const Profile& profile) const {
   const Measure& row = profile.measure;
   switch (codes_.metric()) {
     case Metric::kEuclidean: {
-      const double length = std::sqrt(row.square);
-      return length < kLargestFloat && length * packed_.unit() < kLongestRow;
+      const double scaled = row.square * packed_.unit() * packed_.unit();
+      return row.square < kLargestFloat * kLargestFloat && scaled < kLongestRow * kLongestRow;
     }
     case Metric::kCosine:
       return profile.inverse < kLargestFloat && profile.inverse > kSmallestFloat;
     default:
-      return std::sqrt(row.norm) < kLongestRow;
+      return row.norm < kLongestRow * kLongestRow;
   }
 }
 
@@ -121,7 +121,13 @@ void CertifiedSearch::score_task(const RowSet& set, Scratch& scratch) {
                       {&scratch.best[i], &scratch.second[i], &scratch.group[i]});
     }
   }
-  for (int64_t i = 0; i < set.count; ++i) fate_[set.first + i] = decide(set.first + i, i, scratch);
+  int64_t unfinished = 0;
+  for (int64_t i = 0; i < set.count; ++i) {
+    const Fate fate = decide(set.first + i, i, scratch);
+    fate_[set.first + i] = fate;
+    unfinished += fate != Fate::kDone;
+  }
+  unfinished_ += unfinished;
 }
 
 // Compares the row with the best group, answers, and says what is left to do.
@@ -209,6 +215,7 @@ std::vector<int64_t> CertifiedSearch::rows_with(Fate fate) const {
 void CertifiedSearch::run() {
   for_each_set(scan_.x().count(), nullptr,
                [&](const RowSet& set, Scratch& scratch) { score_task(set, scratch); });
+  if (unfinished_ == 0) return;
   const std::vector<int64_t> refine = rows_with(Fate::kRefine);
   for_each_set(static_cast<int64_t>(refine.size()), refine.data(),
                [&](const RowSet& set, Scratch& scratch) { refine_task(set, scratch); });

@@ -24,11 +24,10 @@
 //    them, and every code that ties with w is in one of them.
 #pragma once
 
-#include "codes.h"
+#include "packed_codes.h"
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 namespace fastvq {
 
@@ -66,7 +65,8 @@ class Certificate {
         bound = (-value - row.dot) * unit_ - dot_error(std::sqrt(row.square) + centre_norm_);
         break;
     }
-    return std::nextafter(static_cast<float>(bound), -std::numeric_limits<float>::infinity());
+    // rounded down; where it is subnormal the terms of underflow cover the rounding
+    return static_cast<float>(bound - std::abs(bound) * 0x1p-23);
   }
 
  private:

@@ -57,37 +57,47 @@ Codes<T>::Codes(const Rows& codebook, int64_t head, Metric metric)
       depth_(codebook.depth),
       padded_depth_(round_up(codebook.depth, kDepthMultiple)),
       values_(codebook, head, padded_depth_),
-      scale_(codebook.length),
-      offset_(codebook.length),
+      scale_(count_),
+      offset_(count_),
+      squares_(count_),
       origin_(padded_depth_) {
   std::fill_n(origin_.get(), padded_depth_, 0.0);
-  const Buffer<uint64_t> hashes(count_);
-  weigh(hashes.get());
-  drop_duplicates(hashes.get());
+  run_tasks(divide_up(count_, kCodesPerTask), [&](int64_t task) {
+    const int64_t end = std::min(count_, (task + 1) * kCodesPerTask);
+    for (int64_t k = task * kCodesPerTask; k < end; ++k) weigh(k);
+  });
   while (++first_ < count_ && !usable(first_)) {
   }
   if (first_ == count_) first_ = -1;
 }
 
 template <class T>
-void Codes<T>::weigh(uint64_t* hashes) {
-  const std::vector<uint32_t> weights = hash_weights(depth_);
-  run_tasks(divide_up(count_, kCodesPerTask), [&](int64_t task) {
-    const int64_t end = std::min(count_, (task + 1) * kCodesPerTask);
-    for (int64_t k = task * kCodesPerTask; k < end; ++k) {
-      const T* code = values_.row(k);
-      hashes[k] = row_kernels<T>().hash(code, weights.data(), depth_);
-      const double inverse = inverse_norm(measure(code).norm, code, depth_);
-      scale_[k] = metric_ == Metric::kCosine ? inverse : 1.0;
-      offset_[k] = std::isnan(inverse) ? kNever : 0.0;
-      // the cosine with a zero code is 0: distance 1, of which |x - 0|^2 / 2 gives only a half
-      if (metric_ == Metric::kCosine && inverse == 0.0) offset_[k] = 1.0;
-    }
-  });
+void Codes<T>::weigh(int64_t k) {
+  const T* code = values_.row(k);
+  squares_[k] = measure(code).norm;
+  scale_[k] = 1.0;
+  offset_[k] = 0.0;
+  if (metric_ != Metric::kCosine && std::isfinite(squares_[k])) return;
+  const double inverse = inverse_norm(squares_[k], code, depth_);
+  if (std::isnan(inverse)) {
+    offset_[k] = kNever;
+  } else if (metric_ == Metric::kCosine) {
+    scale_[k] = inverse;
+    // the cosine with a zero code is 0: distance 1, of which |x - 0|^2 / 2 gives only a half
+    if (inverse == 0.0) offset_[k] = 1.0;
+  }
 }
 
 template <class T>
-void Codes<T>::drop_duplicates(const uint64_t* hashes) {
+void Codes<T>::drop_duplicates() {
+  const std::vector<uint32_t> weights = hash_weights(depth_);
+  const Buffer<uint64_t> hashes(count_);
+  run_tasks(divide_up(count_, kCodesPerTask), [&](int64_t task) {
+    const int64_t end = std::min(count_, (task + 1) * kCodesPerTask);
+    for (int64_t k = task * kCodesPerTask; k < end; ++k) {
+      hashes[k] = row_kernels<T>().hash(values_.row(k), weights.data(), depth_);
+    }
+  });
   size_t size = 16;
   while (size < 2 * static_cast<size_t>(count_)) size *= 2;
   std::vector<int64_t> table(size, -1);

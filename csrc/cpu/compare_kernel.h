@@ -19,6 +19,21 @@ Measure measure(const T* row, double scale, const double* centre, int64_t depth)
   return {sum(norms), sum(squares), sum(dots)};
 }
 
+// total[d] += sum over the rows of weights[row] * rows[row][d]; a row of weight 0 is not read
+template <class T>
+void weighted_sum(const T* rows, int64_t stride, int64_t count, int64_t depth,
+                  const double* weights, double* total) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (weights[i] == 0.0) continue;
+    const Doubles weight = broadcast_double(weights[i]);
+    for (int64_t d = 0; d < depth; d += kDoubleLanes) {
+      const Doubles sums = multiply_add(load_doubles(rows + i * stride + d), weight,
+                                        load_doubles(total + d));
+      __builtin_memcpy(total + d, &sums, sizeof(sums));
+    }
+  }
+}
+
 template <class T>
 uint64_t hash(const T* row, const uint32_t* weights, int64_t depth) {
   uint64_t total = 0;
@@ -61,10 +76,12 @@ FASTVQ_INLINE void compare_group(const T* row, Doubles row_scale, const CodeView
       }
     }
   }
+  double sums[kGroupCodes];
+  sum_each(total, sums);
 #pragma GCC unroll 4
   for (int c = 0; c < kGroupCodes; ++c) {
     if (begin + c >= end) break;
-    const double value = sum(total[c]) + codes.offset[begin + c];
+    const double value = sums[c] + codes.offset[begin + c];
     if (value < best->value) *best = {value, begin + c};
   }
 }

@@ -3,7 +3,7 @@
 
 template <class T>
 static constexpr RowKernels<T> row_table() {
-  return {read<T>, measure<T>, hash<T>, compare<T>, accumulate<T>};
+  return {read<T>, measure<T>, weighted_sum<T>, hash<T>, compare<T>, accumulate<T>};
 }
 
 template <class X, class T>

@@ -64,6 +64,9 @@ struct RowKernels {
   void (*read)(const RowSet& set, T* out, int64_t stride);
   // In float64, of scale * row.
   Measure (*measure)(const T* row, double scale, const double* centre, int64_t depth);
+  // total[d] += the sum over `count` rows of weights[.] * rows[.][d]; weight 0: row not read.
+  void (*weighted_sum)(const T* rows, int64_t stride, int64_t count, int64_t depth,
+                       const double* weights, double* total);
   // Equal for rows of equal values.
   uint64_t (*hash)(const T* row, const uint32_t* weights, int64_t depth);
   // Lowers `best` over codes [begin, end): distances of differences, or negative dot products.
@@ -100,9 +103,10 @@ struct Kernels {
   // panel[d][row] = (raw[row][d] - shift[d]) * row_scale[row]
   void (*pack_rows)(const float* raw, int64_t stride, int64_t depth, const float* shift,
                     const float* row_scale, float* panel);
-  // packed[d][code] = (codes[begin + code][d] * scale - centre[d]) * unit, rounded once; 0 if never chosen
+  // packed[d][code] = (codes[begin + code][d] * scale - centre[d]) * unit, rounded once; 0 if never
+  // chosen; and the squared lengths of codes[.] * scale - centre
   void (*pack_codes)(const CodeView<float>& codes, int64_t depth, const double* centre, double unit,
-                     int64_t begin, float* packed);
+                     int64_t begin, float* packed, double* squares);
   // Updates the running answer of a panel with `blocks` blocks of packed codes.
   void (*score)(const float* panel, int64_t depth, const float* packed, const float* bias,
                 int64_t blocks, int32_t first_group, PanelState state);

@@ -14,7 +14,7 @@ namespace fastvq {
 namespace {
 
 // Up to this many rows, packing the codebook costs more than comparing everything in float64.
-constexpr int64_t kFewRows = 8;
+constexpr int64_t kFewRows = 16;
 
 Metric parse_metric(const std::string& name) {
   if (name == "euclidean") return Metric::kEuclidean;
@@ -32,7 +32,7 @@ bool parse_exact(const std::string& name) {
 template <class T>
 void search_head(const Rows& x, const Rows& codebook, int64_t head, Metric metric, bool exact,
                  Answers<T> answers) {
-  const Codes<T> codes(codebook, head, metric);
+  Codes<T> codes(codebook, head, metric);
   if (codes.first() < 0) {
     for (int64_t r = 0; r < x.count(); ++r) {
       answers.indices[r * answers.heads] = 0;
@@ -42,7 +42,10 @@ void search_head(const Rows& x, const Rows& codebook, int64_t head, Metric metri
   }
   const Scan<T> scan(x, head, codes, answers);
   if constexpr (std::is_same_v<T, float>) {
-    if (x.count() > kFewRows) return CertifiedSearch(scan, exact).run();
+    if (x.count() > kFewRows) {
+      codes.drop_duplicates();
+      return CertifiedSearch(scan, exact).run();
+    }
   }
   scan.run(x.count(), nullptr);
 }

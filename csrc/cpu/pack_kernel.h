@@ -92,16 +92,34 @@ void pack_rows(const float* raw, int64_t stride, int64_t depth, const float* shi
   }
 }
 
+// Codes past the last, or never chosen, are packed as zeros: their bias keeps them out.
 void pack_codes(const CodeView<float>& codes, int64_t depth, const double* centre, double unit,
-                int64_t begin, float* packed) {
-  for (int c = 0; c < kBlockCodes; ++c) {
+                int64_t begin, float* packed, double* squares) {
+  const float* source[kLanes];
+  double scale[kLanes] = {};
+  for (int c = 0; c < kLanes; ++c) {
     const int64_t k = begin + c;
-    const bool used = k < codes.count && codes.offset[k] == codes.offset[k];
-    const float* code = codes.values + (used ? k : 0) * codes.stride;
-    const double scale = used ? codes.scale[k] * unit : 0.0;
-    for (int64_t d = 0; d < depth; ++d) {
-      const double shift = used ? centre[d] * unit : 0.0;
-      packed[d * kBlockCodes + c] = used ? static_cast<float>(code[d] * scale - shift) : 0.0f;
+    const bool used = c < kBlockCodes && k < codes.count && codes.offset[k] == codes.offset[k];
+    source[c] = used ? codes.values + k * codes.stride : nullptr;
+    if (used) {
+      scale[c] = codes.scale[k];
+      squares[c] = measure(source[c], scale[c], centre, codes.depth).square;
+    }
+  }
+  for (int64_t d = 0; d < depth; d += kLanes) {
+    const int64_t columns = depth - d < kLanes ? depth - d : kLanes;
+    float tile[kLanes * kLanes] = {};
+    for (int c = 0; c < kBlockCodes; ++c) {
+      if (source[c] == nullptr) continue;
+      for (int64_t j = 0; j < columns; ++j) {
+        const double value = source[c][d + j] * scale[c] - centre[d + j];
+        tile[c * kLanes + j] = static_cast<float>(value * unit);
+      }
+    }
+    Floats turned[kLanes];
+    transpose(tile, kLanes, turned);
+    for (int64_t j = 0; j < columns; ++j) {
+      __builtin_memcpy(packed + (d + j) * kBlockCodes, &turned[j], kBlockCodes * sizeof(float));
     }
   }
 }

@@ -5,6 +5,7 @@
 #include "certify.h"
 #include "codes.h"
 
+#include <atomic>
 #include <cstdint>
 #include <vector>
 
@@ -50,7 +51,9 @@ class Scan {
   const Codes<T>& codes() const { return codes_; }
 
  private:
-  void run_task(const RowSet& set, T* raw) const;
+  void compare_rows(const RowSet& set, int64_t begin, int64_t end, T* raw, Profile* profiles,
+                    Candidate* best) const;
+  void finish(int64_t row, const Profile& profile, const Candidate& best) const;
 
   const Rows& x_;
   int64_t head_;
@@ -79,7 +82,7 @@ class CertifiedSearch {
   std::vector<int64_t> rows_with(Fate fate) const;
 
   const Scan<float>& scan_;
-  const Codes<float>& codes_;
+  const Codes<float>& codes_;  // those of the scan
   PackedCodes packed_;
   Certificate certificate_;
   bool exact_;
@@ -87,6 +90,7 @@ class CertifiedSearch {
   Buffer<float> shift_;      // [D] what pack_rows subtracts
   Buffer<float> threshold_;  // [N] of the rows to refine
   Buffer<Fate> fate_;        // [N]
+  std::atomic<int64_t> unfinished_{0};
 };
 
 }  // namespace fastvq

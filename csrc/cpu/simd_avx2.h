@@ -41,6 +41,12 @@ FASTVQ_INLINE double sum(Doubles v) {
   const __m128d half = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
   return _mm_cvtsd_f64(_mm_add_sd(half, _mm_unpackhi_pd(half, half)));
 }
+// The sums of four vectors, each in the same order.
+FASTVQ_INLINE void sum_each(const Doubles (&v)[4], double (&out)[4]) {
+  const __m256d a = _mm256_hadd_pd(v[0], v[1]);
+  const __m256d b = _mm256_hadd_pd(v[2], v[3]);
+  _mm256_storeu_pd(out, _mm256_permute2f128_pd(a, b, 0x20) + _mm256_permute2f128_pd(a, b, 0x31));
+}
 
 // out[j][i] = in[i * stride + j]
 FASTVQ_INLINE void transpose(const float* in, int64_t stride, Floats (&out)[kLanes]) {

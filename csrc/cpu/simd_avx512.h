@@ -38,6 +38,14 @@ FASTVQ_INLINE Doubles subtract_product(Doubles a, Doubles b, Doubles c) {
   return _mm512_fnmadd_pd(a, b, c);
 }
 FASTVQ_INLINE double sum(Doubles v) { return _mm512_reduce_add_pd(v); }
+// The sums of four vectors, each in the same order.
+FASTVQ_INLINE void sum_each(const Doubles (&v)[4], double (&out)[4]) {
+  const __m512d a = _mm512_unpacklo_pd(v[0], v[1]) + _mm512_unpackhi_pd(v[0], v[1]);
+  const __m512d b = _mm512_unpacklo_pd(v[2], v[3]) + _mm512_unpackhi_pd(v[2], v[3]);
+  const __m512d c = _mm512_shuffle_f64x2(a, b, 0x44) + _mm512_shuffle_f64x2(a, b, 0xEE);
+  const __m512d d = _mm512_shuffle_f64x2(c, c, 0x88) + _mm512_shuffle_f64x2(c, c, 0xDD);
+  _mm256_storeu_pd(out, _mm512_castpd512_pd256(d));
+}
 
 // out[j][i] = in[i * stride + j]
 FASTVQ_INLINE void transpose(const float* in, int64_t stride, Floats (&out)[kLanes]) {

@@ -44,6 +44,9 @@ FASTVQ_INLINE Doubles multiply_add(Doubles a, Doubles b, Doubles c) { return a *
 // c - a * b
 FASTVQ_INLINE Doubles subtract_product(Doubles a, Doubles b, Doubles c) { return c - a * b; }
 FASTVQ_INLINE double sum(Doubles v) { return v[0] + v[1]; }
+FASTVQ_INLINE void sum_each(const Doubles (&v)[4], double (&out)[4]) {
+  for (int i = 0; i < 4; ++i) out[i] = sum(v[i]);
+}
 
 // out[j][i] = in[i * stride + j]
 FASTVQ_INLINE void transpose(const float* in, int64_t stride, Floats (&out)[kLanes]) {
