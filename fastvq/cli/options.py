@@ -9,6 +9,9 @@ from typing import Annotated
 
 import typer
 
+from fastvq import training
+from fastvq.training import Codes, runs
+
 Run = Annotated[Path, typer.Argument(help="Folder of a trained VQ-VAE.", show_default=False)]
 Data = Annotated[
     str | None,
@@ -20,7 +23,23 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="One setting; may be repeated."),
 ]
+Copies = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="Encode the training images so many times more, moved by the training.rotate, zoom "
+        "and shift of the run.",
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run with its own settings.")]
+
+
+def encoded(run: Path, data: str | None, copies: int) -> Codes:
+    """The codes of a data set by the model of a run, moved copies as the run's training moves."""
+    model = training.load_vqvae(run)
+    splits = training.load_data(run, model, data, report=report)
+    jitter = runs.setting(run, "training", training.VQVAETraining) if copies else None
+    return training.encode_splits(model, splits, copies=copies, jitter=jitter)
 
 
 def report(line: str) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from fastvq import _config, training
 from fastvq.cli import settings
-from fastvq.cli.options import Config, Resume, Run, Set, report
+from fastvq.cli.options import Config, Copies, Resume, Run, Set, encoded, report
 from fastvq.data import DIGITS, DataConfig
 from fastvq.models import VQVAEConfig
 from fastvq.priors import GatedPixelCNNConfig
@@ -59,6 +59,7 @@ def train_prior(
     codes: Annotated[
         Path | None, typer.Option(help="File of `fastvq encode`; by default made anew.")
     ] = None,
+    copies: Copies = 0,
     out: PriorOut = None,
     config: Config = None,
     set_: Set = None,
@@ -67,18 +68,19 @@ def train_prior(
     """Train a prior over the codes of a VQ-VAE. Settings are model.* and training.*."""
     folder = out if out is not None else run / PRIOR_FOLDER
     if resume:
-        _refuse_settings(codes, config, set_)
+        _refuse_settings(codes, copies, config, set_)
         training.resume_prior(folder, report=report)
         return
     values = settings.read(
         {"model": GatedPixelCNNConfig, "training": PriorTraining}, config, set_ or []
     )
-    vqvae = training.load_vqvae(run)
-    if codes is not None:
-        grids = Codes.load(codes)
-        grids.check_made_by(vqvae)
+    if codes is None:
+        grids = encoded(run, None, copies)
+    elif copies:
+        raise ValueError("--copies is for codes made anew: give it to fastvq encode instead")
     else:
-        grids = training.encode_splits(vqvae, training.load_data(run, vqvae, report=report))
+        grids = Codes.load(codes)
+        grids.check_made_by(training.load_vqvae(run))
     derived = {"codebook_size": grids.codebook_size, "num_classes": grids.num_classes}
     training.train_prior(
         grids,

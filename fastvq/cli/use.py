@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from fastvq import _files, training
-from fastvq.cli.options import Data, Run, Split, report
+from fastvq.cli.options import Copies, Data, Run, Split, encoded, report
 from fastvq.training import Codes, TrainedPrior, pictures
 from fastvq.training.runs import PRIOR_FOLDER
 
@@ -41,10 +41,10 @@ def encode(
     run: Run,
     out: Annotated[Path, typer.Option(help="The .npz to write.")] = Path("codes.npz"),
     data: Data = None,
+    copies: Copies = 0,
 ) -> None:
     """Write the codes of a data set."""
-    model = training.load_vqvae(run)
-    codes = training.encode_splits(model, training.load_data(run, model, data, report=report))
+    codes = encoded(run, data, copies)
     codes.save(out)
     height, width = codes.grid
     print(f"{out}: {len(codes.codes)} grids of {height}x{width} codes, K = {codes.codebook_size}")

@@ -5,6 +5,7 @@ from fastvq.training.codes import Codes, encode_splits
 from fastvq.training.engine import TrainingConfig
 from fastvq.training.evaluation import evaluate
 from fastvq.training.generation import decode_codes, reconstruct_images, sample_images
+from fastvq.training.jitter import Jitter, jittered
 from fastvq.training.metrics import Reconstruction, evaluate_reconstruction
 from fastvq.training.prior import (
     PriorScore,
@@ -21,6 +22,7 @@ from fastvq.training.vqvae import VQVAETraining, resume_vqvae, train_vqvae
 
 __all__ = [
     "Codes",
+    "Jitter",
     "PriorScore",
     "PriorTraining",
     "Reconstruction",
@@ -32,6 +34,7 @@ __all__ = [
     "evaluate",
     "evaluate_prior",
     "evaluate_reconstruction",
+    "jittered",
     "load_data",
     "load_prior",
     "load_vqvae",

@@ -17,6 +17,7 @@ from fastvq import _checks, _files, _pretrained
 from fastvq.data import Splits
 from fastvq.models import VQVAE
 from fastvq.training import metrics
+from fastvq.training.jitter import Jitter, jittered
 
 FORMAT_VERSION = 1
 SPLITS = Splits._fields
@@ -147,19 +148,37 @@ def check_fingerprint(what: str, fingerprint: str, model: VQVAE) -> None:
         )
 
 
-def encode_splits(model: VQVAE, splits: Splits) -> Codes:
+def encode_splits(
+    model: VQVAE, splits: Splits, *, copies: int = 0, jitter: Jitter | None = None, seed: int = 0
+) -> Codes:
     """The codes of a whole data set.
 
     Args:
         model: in eval mode.
         splits: padded to multiples of the model's stride.
+        copies: how many times the training images are encoded once more, moved at random: a prior
+            overfits a small data set, and this is the cheapest cure. They follow all others.
+        jitter: how far they are moved.
+        seed: of the random moves.
+
+    Raises:
+        ValueError: copies without a jitter that moves them would all be the same.
     """
+    if copies and (jitter is None or not jitter.moves):
+        raise ValueError(f"copies must be 0 where no jitter moves them, got {copies}")
     grids = [metrics.encode_images(model, part) for part in splits if len(part)]
-    sizes = torch.tensor([len(part) for part in splits])
+    if jitter is not None:
+        generator = torch.Generator().manual_seed(seed)
+        grids += [
+            metrics.encode(model, jittered(batch, jitter, generator))
+            for _ in range(copies)
+            for batch in metrics.batches(splits.train)
+        ]
+    parts = [*enumerate(splits), *((0, splits.train) for _ in range(copies))]
     return Codes(
         codes=torch.cat(grids),
-        labels=torch.cat([part.labels for part in splits]),
-        split=torch.repeat_interleave(torch.arange(len(splits)), sizes),
+        labels=torch.cat([part.labels for _, part in parts]),
+        split=torch.cat([torch.full((len(part),), index) for index, part in parts]),
         classes=splits.train.classes,
         codebook_size=model.config.codebook_size,
         image_size=(splits.train.height, splits.train.width),

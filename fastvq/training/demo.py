@@ -28,8 +28,10 @@ from fastvq.training.runs import PRIOR_FOLDER
 from fastvq.training.vqvae import VQVAETraining, train_vqvae
 
 MODEL = VQVAEConfig(hidden_channels=96)
-MODEL_TRAINING = VQVAETraining(steps=1500)
-PRIOR_TRAINING = PriorTraining()
+MODEL_TRAINING = VQVAETraining(steps=1500, rotate=8.0, zoom=0.1, shift=0.5)
+# the training digits are encoded this many times more, moved: 1257 alone are soon known by heart
+_COPIES = 8
+PRIOR_TRAINING = PriorTraining(steps=800)
 REPORT_NAME = "report.json"
 # samples of each class: shown in the picture, and drawn to be judged by a classifier
 _SHOWN, _JUDGED = 12, 40
@@ -65,7 +67,7 @@ def run_demo(
     report(f"VQ-VAE on {len(splits.train)} digits, {model_steps} steps")
     training = replace(MODEL_TRAINING, seed=seed, steps=model_steps)
     model = train_vqvae(DataConfig(), MODEL, training, run, report=report)
-    codes = encode_splits(model, splits)
+    codes = encode_splits(model, splits, copies=_COPIES, jitter=training, seed=seed)
     report(f"prior on their codes, at most {prior_steps} steps")
     prior_model = GatedPixelCNNConfig(codes.codebook_size, codes.num_classes)
     prior_training = replace(PRIOR_TRAINING, seed=seed, steps=prior_steps)

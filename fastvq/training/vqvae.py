@@ -15,6 +15,7 @@ from fastvq.data import DataConfig, Splits
 from fastvq.models import VQVAE, VQVAEConfig
 from fastvq.training import checkpoints, engine, metrics, runs
 from fastvq.training.engine import TrainingConfig
+from fastvq.training.jitter import Jitter, jittered
 from fastvq.training.progress import Report
 
 # the sign of a collapsed codebook: training goes on, but somebody should know
@@ -23,20 +24,12 @@ _COLLAPSED_SHARE = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
-class VQVAETraining(TrainingConfig):
-    """How a VQ-VAE is trained: a `TrainingConfig` and its augmentation.
-
-    Attributes:
-        shift: training images are moved by up to this many pixels in each direction, their edges
-            repeated; 0 for none.
-    """
-
-    shift: int = 0
+class VQVAETraining(TrainingConfig, Jitter):
+    """How a VQ-VAE is trained: a `TrainingConfig`, and the `Jitter` of half the images."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.shift < 0:
-            raise ValueError(f"shift must be at least 0, got {self.shift}")
+        TrainingConfig.__post_init__(self)
+        Jitter.__post_init__(self)
 
 
 def train_vqvae(
@@ -82,7 +75,7 @@ def train_vqvae(
     run = Path(out)
     runs.create(run, {"data": data, "model": model, "training": training}, resume=resume)
     with engine.seeded(training.seed, device):
-        task = _Task(VQVAE(model).to(device), splits, training.shift, report)
+        task = _Task(VQVAE(model).to(device), splits, training, report)
         engine.fit(task, training, run, resume=resume, report=report)
         return VQVAE.from_pretrained(checkpoints.best(run))
 
@@ -104,19 +97,6 @@ def resume_vqvae(run: str | os.PathLike[str], *, report: Report = print) -> VQVA
     )
 
 
-def shifted(images: Tensor, reach: int) -> Tensor:
-    """Moves each of ``images [B, C, H, W]`` by -reach to reach pixels in both axes, edges repeated.
-
-    Random: draws from torch's generator.
-    """
-    count, _, height, width = images.shape
-    down, right = torch.randint(-reach, reach + 1, (2, count, 1))
-    rows = (torch.arange(height) - down).clamp(0, height - 1)  # [B, H]
-    columns = (torch.arange(width) - right).clamp(0, width - 1)  # [B, W]
-    image = torch.arange(count)[:, None, None]
-    return images.movedim(1, -1)[image, rows[:, :, None], columns[:, None]].movedim(-1, 1)
-
-
 class _Task:
     """A VQ-VAE and its images, for the loop."""
 
@@ -124,16 +104,18 @@ class _Task:
     # the codebook follows the encoder of the step, not an average of encoders
     averaging = 0.0
 
-    def __init__(self, module: VQVAE, splits: Splits, shift: int, report: Report) -> None:
+    def __init__(self, module: VQVAE, splits: Splits, jitter: Jitter, report: Report) -> None:
         self.module, self.config = module, module.config
         self.examples = len(splits.train)
         self._train, self._validation = splits.train, splits.validation
-        self._shift, self._report = shift, report
+        self._jitter, self._report = jitter, report
 
     def losses(self, positions: Tensor) -> dict[str, Tensor]:
         images = self._train.batch(positions)
-        if self._shift:
-            images = shifted(images, self._shift)
+        if self._jitter.moves:
+            # the other half keeps the model at home in images as they are
+            half = len(images) // 2
+            images = torch.cat([jittered(images[:half], self._jitter), images[half:]])
         output = self.module(images.to(next(self.module.parameters()).device))
         return {
             "loss": output.loss,

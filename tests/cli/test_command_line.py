@@ -81,7 +81,8 @@ def test_images_of_ones_own(tmp_path, command):
     run = tmp_path / "run"
     options = ("--data", tmp_path / "images", "--set=data.image_size=8", "--set=training.shift=1")
     assert command("train", "--out", run, *options, *TINY)[0] == 0
-    assert command("train-prior", run, *TINY_PRIOR)[0] == 0
+    assert command("train-prior", run, "--copies=2", *TINY_PRIOR)[0] == 0
+    assert len(training.Codes.load(run / "prior" / "codes.npz").codes) == 24 + 2 * 20
     status, out, _ = command("evaluate", run, "--split=all")
     assert (status, json.loads(out)["images"]) == (0, 24)
     assert command("sample", run, "--class=dog", "-n3", "--out", tmp_path / "s.png")[0] == 0

@@ -42,6 +42,22 @@ def test_the_splits_keep_their_images(codes):
         codes.part("trian")
 
 
+def test_copies_are_training_images_moved_at_random_by_a_seed(run, model, codes):
+    splits, jitter = training.load_data(run, model), training.Jitter(shift=1.0)
+    more = training.encode_splits(model, splits, copies=2, jitter=jitter, seed=1)
+    assert torch.equal(more.codes[:1797], codes.codes)
+    assert len(more.codes) == 1797 + 2 * 1257
+    assert more.split[1797:].max() == 0
+    assert torch.equal(more.labels[1797:], splits.train.labels.repeat(2))
+    first, second = more.codes[1797:].split(1257)
+    assert not torch.equal(first, codes.codes[:1257])
+    assert not torch.equal(first, second)
+    again = training.encode_splits(model, splits, copies=2, jitter=jitter, seed=1)
+    assert torch.equal(again.codes, more.codes)
+    with pytest.raises(ValueError, match="copies must be 0 where no jitter moves them, got 3"):
+        training.encode_splits(model, splits, copies=3, jitter=training.Jitter())
+
+
 def test_padding_is_cut_off_again(tmp_path):
     strided = dataclasses.replace(MODEL, strides=(3,))
     model = training.train_vqvae(

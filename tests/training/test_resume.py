@@ -69,7 +69,7 @@ def assert_same_run(first, second):
 @pytest.mark.parametrize("learning", ["ema", "gradient"])
 def test_a_resumed_vqvae_is_the_uninterrupted_one(tmp_path, monkeypatch, learning, stop):
     model = dataclasses.replace(MODEL, learning=learning)
-    shifted = dataclasses.replace(TRAINING, shift=1)
+    shifted = dataclasses.replace(TRAINING, shift=1.0)
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     training.train_vqvae(DataConfig(), model, shifted, straight, report=silent)
     with monkeypatch.context() as patch:

@@ -75,16 +75,6 @@ def test_evaluation_of_both(run, model, prior):
     assert found["prior_bits_per_code"] > 0
 
 
-def test_shifts_move_whole_images_and_repeat_edges():
-    image = torch.arange(9.0).reshape(1, 1, 3, 3)
-    torch.manual_seed(0)
-    found = {tuple(vqvae.shifted(image, 1).flatten().int().tolist()) for _ in range(200)}
-    assert len(found) == 9
-    assert tuple(range(9)) in found
-    assert (0, 0, 1, 0, 0, 1, 3, 3, 4) in found  # down and right by one
-    assert (4, 5, 5, 7, 8, 8, 7, 8, 8) in found  # up and left by one
-
-
 def test_a_collapsed_codebook_is_announced(tmp_path, monkeypatch):
     lines = []
     monkeypatch.setattr(vqvae, "_COLLAPSED_SHARE", 0.0)
