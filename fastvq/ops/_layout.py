@@ -25,7 +25,7 @@ def canonical(x: Tensor, heads: bool) -> Tensor:
 
 
 def canonical_indices(indices: Tensor, heads: bool) -> Tensor:
-    """Views indices ``[...]`` (``[..., H]`` with heads) as ``[B, M, H]``, like :func:`canonical`."""
+    """Views indices ``[...]`` or, with heads, ``[..., H]`` as ``[B, M, H]``."""
     return canonical(indices.unsqueeze(-1), heads).squeeze(-1)
 
 
