@@ -27,7 +27,7 @@ class KMeans:
     Args:
         iterations: Lloyd iterations.
 
-    Source: Lancucki et al., 2005.08520, section 3 (data-dependent start).
+    Source: Lancucki et al., 2005.08520 (data-dependent start).
     """
 
     iterations: int = 10

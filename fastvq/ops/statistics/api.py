@@ -85,7 +85,7 @@ def statistics(
         where a check would have to wait for the device, an index out of range is left out too.
         Deterministic: same inputs, same bits. No float atomics. Extra memory O(N + K).
 
-    Source: 1711.00937, appendix A.1, equations 6 and 7.
+    Source: 1711.00937, appendix A.1.
 
     Example:
         >>> import torch, fastvq
