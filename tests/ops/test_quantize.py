@@ -196,7 +196,7 @@ def test_empty(backend):
 
 
 def test_same_bits_every_time(backend):
-    x, codebook, indices = leaves(3000, 12, 10)
+    x, codebook, indices = leaves(1100, 12, 10)
 
     def run():
         out = quantize(x, codebook, indices)
