@@ -129,9 +129,9 @@ def nearly_orthogonal():
     """Long vectors whose products cancel almost to zero, and must be told apart there."""
     generator = torch.Generator().manual_seed(2)
     side = torch.randint(2, (200, 1), generator=generator) * 2.0 - 1.0
-    codebook = 1e-2 * torch.randn(200, 16, generator=generator)
+    codebook = 1e-4 * torch.randn(200, 16, generator=generator)
     codebook[:, 8:] += side * 1e3
-    x = 1e-2 * torch.randn(300, 16, generator=generator)
+    x = 1e-4 * torch.randn(300, 16, generator=generator)
     x[:, :8] += 1e3
     rotation = torch.linalg.qr(torch.randn(16, 16, generator=generator))[0]
     return x @ rotation, codebook @ rotation
