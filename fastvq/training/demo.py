@@ -124,9 +124,10 @@ def _draw_pictures(
     book = pictures.image_grid(codebook, side, row_names=names[::side])
     pictures.save_picture(book, run / "codebook.png")
 
+    bits = "bits_per_code"
     panels = (
-        ("VQ-VAE", read_metrics(run), "reconstruction_loss", "mse"),
-        ("prior", read_metrics(run / PRIOR_FOLDER), "bits_per_code", "bits_per_code"),
+        pictures.Panel("VQ-VAE", read_metrics(run), "reconstruction_loss", "mse", "log"),
+        pictures.Panel("prior", read_metrics(run / PRIOR_FOLDER), bits, bits, "linear"),
     )
     pictures.curves(panels, run / "curves.png")
     return _judge(samples, labels, splits)

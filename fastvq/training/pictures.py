@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,16 +25,13 @@ _TEXT = 14
 _BACKGROUND = (255, 255, 255)
 
 
-def image_grid(
-    images: Tensor, columns: int, *, row_names: Sequence[str] = (), column_names: Sequence[str] = ()
-) -> Image:
+def image_grid(images: Tensor, columns: int, *, row_names: Sequence[str] = ()) -> Image:
     """Lays images out row after row.
 
     Args:
         images: ``[N, C, H, W]`` in [0, 1], C 1 or 3.
         columns: images in a row.
         row_names: written to the left of each row.
-        column_names: written above each column.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -44,18 +41,15 @@ def image_grid(
     rows = -(-count // columns)
     font = ImageFont.load_default(size=_TEXT)
     left = _GAP + max((int(font.getlength(name)) + _GAP for name in row_names), default=0)
-    top = _GAP + (_TEXT + _GAP if column_names else 0)
-    canvas = Image.new("RGB", (left + columns * step_x, top + rows * step_y), _BACKGROUND)
+    canvas = Image.new("RGB", (left + columns * step_x, _GAP + rows * step_y), _BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     for row, name in enumerate(row_names):
-        middle = top + row * step_y + height * scale // 2
+        middle = _GAP + row * step_y + height * scale // 2
         draw.text((_GAP, middle), name, fill=0, font=font, anchor="lm")
-    for column, name in enumerate(column_names):
-        draw.text((left + column * step_x, _GAP), name, fill=0, font=font)
     for index, image in enumerate(to_images(images)):
         row, column = divmod(index, columns)
         large = image.resize((width * scale, height * scale), Image.Resampling.NEAREST)
-        canvas.paste(large, (left + column * step_x, top + row * step_y))
+        canvas.paste(large, (left + column * step_x, _GAP + row * step_y))
     return canvas
 
 
@@ -80,28 +74,37 @@ def reconstructions(originals: Tensor, kept: Tensor, columns: int = 16) -> Image
     return image_grid(torch.cat(pairs), columns, row_names=names)
 
 
-def curves(
-    runs: Sequence[tuple[str, Sequence[dict[str, Any]], str, str]], path: str | os.PathLike[str]
-) -> None:
-    """Draws training and validation curves side by side, on logarithmic scales.
+class Panel(NamedTuple):
+    """One pair of curves.
 
-    Args:
-        runs: for each panel its title, the lines of ``metrics.jsonl``, and the names of the
-            training and of the validation metric.
-        path: the PNG to write.
+    Attributes:
+        title: above the panel.
+        lines: of ``metrics.jsonl``.
+        trained: name of the metric of the training lines.
+        validated: name of the metric of the validation lines.
+        scale: ``"linear"`` or ``"log"``.
     """
+
+    title: str
+    lines: Sequence[dict[str, Any]]
+    trained: str
+    validated: str
+    scale: str
+
+
+def curves(panels: Sequence[Panel], path: str | os.PathLike[str]) -> None:
+    """Draws training and validation curves side by side into a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.5 * len(runs), 3.6), layout="constrained")
+    figure = Figure(figsize=(5.5 * len(panels), 3.6), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (title, lines, trained, validated) in zip(
-        figure.subplots(1, len(runs), squeeze=False)[0], runs, strict=True
-    ):
-        for split, name in (("train", trained), ("validation", validated)):
-            points = [(line["step"], line[name]) for line in lines if line["split"] == split]
+    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, panel in zip(all_axes, panels, strict=True):
+        for split, name in (("train", panel.trained), ("validation", panel.validated)):
+            points = [(line["step"], line[name]) for line in panel.lines if line["split"] == split]
             axes.plot(*zip(*points, strict=True), label=f"{split}: {name}")
-        axes.set(title=title, xlabel="step", yscale="log")
+        axes.set(title=panel.title, xlabel="step", yscale=panel.scale)
         axes.grid(alpha=0.3)
         axes.legend()
     with _files.replacing(path) as temporary:

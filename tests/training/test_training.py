@@ -73,6 +73,11 @@ def test_evaluation_of_both(run, model, prior):
     assert found["images"] == 360
     assert found["mse"] > 0
     assert found["prior_bits_per_code"] > 0
+    relabelled = data.Splits(
+        *(dataclasses.replace(part, classes=tuple("abcdefghij")) for part in data.digits())
+    )
+    with pytest.raises(ValueError, match=r"must have the classes of the prior, 0, 1, .* got a, b"):
+        training.evaluate(model, relabelled, trained=prior)
 
 
 def test_a_collapsed_codebook_is_announced(tmp_path, monkeypatch):
