@@ -38,6 +38,11 @@ class GatedPixelCNNConfig:
 
     Raises:
         TypeError, ValueError: a count below one, an even kernel, a probability outside [0, 1).
+
+    Note:
+        The defaults suit a few thousand small grids, where the prior would otherwise learn them by
+        heart: AdamW at 4e-3 (warm-up, cosine to 0) with weight decay 0.2 to 1, batches of 128, 400
+        to 800 steps, the weights of the best validation.
     """
 
     codebook_size: int
@@ -45,8 +50,8 @@ class GatedPixelCNNConfig:
     channels: int = 64
     layers: int = 4
     kernel_size: int = 3
-    dropout: float = 0.4
-    code_dropout: float = 0.2
+    dropout: float = 0.3
+    code_dropout: float = 0.1
     label_dropout: float = 0.1
 
     def __post_init__(self) -> None:
