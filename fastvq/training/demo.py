@@ -30,11 +30,13 @@ from fastvq.training.vqvae import VQVAETraining, train_vqvae
 MODEL = VQVAEConfig(hidden_channels=96)
 MODEL_TRAINING = VQVAETraining(steps=1500, rotate=8.0, zoom=0.1, shift=0.5)
 # the training digits are encoded this many times more, moved: 1257 alone are soon known by heart
-_COPIES = 8
+_COPIES = 16
 PRIOR_TRAINING = PriorTraining(steps=800)
 REPORT_NAME = "report.json"
 # samples of each class: shown in the picture, and drawn to be judged by a classifier
 _SHOWN, _JUDGED = 12, 40
+# below 1 the unlikeliest codes, most of them slips of a small prior, are drawn less often
+_TEMPERATURE = 0.8
 
 
 def run_demo(
@@ -69,7 +71,10 @@ def run_demo(
     model = train_vqvae(DataConfig(), MODEL, training, run, report=report)
     codes = encode_splits(model, splits, copies=_COPIES, jitter=training, seed=seed)
     report(f"prior on their codes, at most {prior_steps} steps")
-    prior_model = GatedPixelCNNConfig(codes.codebook_size, codes.num_classes)
+    # with so many moved copies the prior needs less dropout than its defaults give
+    prior_model = GatedPixelCNNConfig(
+        codes.codebook_size, codes.num_classes, dropout=0.1, code_dropout=0.1
+    )
     prior_training = replace(PRIOR_TRAINING, seed=seed, steps=prior_steps)
     trained = train_prior(codes, prior_model, prior_training, run / PRIOR_FOLDER, report=report)
     judged = _draw_pictures(run, model, trained, splits, seed)
@@ -77,6 +82,7 @@ def run_demo(
     found["test_mse"] = found.pop("mse")
     found |= judged
     found |= {
+        "sample_temperature": _TEMPERATURE,
         "seconds": round(time.monotonic() - started, 1),
         "backend": _backends.chosen("nearest", engine.resolve_device(training.device).type),
         "versions": {"fastvq": fastvq.__version__, "torch": torch.__version__},
@@ -112,7 +118,9 @@ def _draw_pictures(
     originals, kept = generation.reconstruct_images(model, splits.test, 48)
     pictures.save_picture(pictures.reconstructions(originals, kept), run / "reconstructions.png")
 
-    samples, labels = generation.sample_images(model, trained, _JUDGED, seed=seed)
+    samples, labels = generation.sample_images(
+        model, trained, _JUDGED, temperature=_TEMPERATURE, seed=seed
+    )
     assert labels is not None
     shown = samples.unflatten(0, (-1, _JUDGED))[:, :_SHOWN].flatten(0, 1)
     grid = pictures.image_grid(shown, _SHOWN, row_names=trained.classes)
