@@ -2,6 +2,7 @@
 """Training, measuring and sampling: what the command line does, as functions."""
 
 from fastvq.training.codes import Codes, encode_splits
+from fastvq.training.demo import run_demo
 from fastvq.training.engine import TrainingConfig
 from fastvq.training.evaluation import evaluate
 from fastvq.training.generation import decode_codes, reconstruct_images, sample_images
@@ -42,6 +43,7 @@ __all__ = [
     "reconstruct_images",
     "resume_prior",
     "resume_vqvae",
+    "run_demo",
     "sample_images",
     "train_prior",
     "train_vqvae",

@@ -103,8 +103,9 @@ def table(found: dict[str, Any]) -> str:
          f"perplexity {found['perplexity']:.1f}"),
         ("prior, bits per code", f"{found['prior_bits_per_code']:.3f}, against "
          f"{found['per_position_bits_per_code']:.3f} by position alone"),
-        ("samples read as their class", f"{found['sample_accuracy']:.0%} by a classifier that "
-         f"reads {found['real_accuracy']:.0%} of real digits"),
+        ("samples read as their class", f"{found['sample_accuracy']:.0%} at temperature "
+         f"{found['sample_temperature']}, by a classifier that reads "
+         f"{found['real_accuracy']:.0%} of real digits"),
         ("time", f"{found['seconds']:.0f} s on {found['threads']} threads, {found['backend']}"),
     )  # fmt: skip
     width = max(len(name) for name, _ in rows)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from fastvq import _checks, _pretrained
@@ -101,16 +102,19 @@ def train_prior(
         training: how it is trained.
         out: folder of the run; takes a copy of the codes beside ``run.json``, ``metrics.jsonl``
             and ``checkpoints/``.
-        resume: continue the run in ``out``; its settings must be these.
+        resume: continue the run in ``out``; its settings and codes must be these.
         report: takes lines about progress.
 
     Raises:
         FileExistsError: there is a run in ``out`` and ``resume`` is false.
-        ValueError: the prior does not fit the codes. Raised before anything is written.
+        ValueError: the prior does not fit the codes, or a resumed run has others. Raised before
+            anything is written.
     """
     device = engine.resolve_device(training.device)
     _check(codes, model)
     run = Path(out)
+    if resume and (run / CODES_NAME).exists():
+        _check_same(codes, Codes.load(run / CODES_NAME))
     runs.create(run, {"model": model, "training": training}, resume=resume)
     codes.save(run / CODES_NAME)
     with engine.seeded(training.seed, device):
@@ -188,6 +192,12 @@ def _check(codes: Codes, model: GatedPixelCNNConfig) -> None:
     for split in ("train", "validation"):
         if len(codes.part(split)[0]) == 0:
             raise ValueError(f"codes must hold a {split} split, got none of its images")
+
+
+def _check_same(codes: Codes, before: Codes) -> None:
+    same = codes.fingerprint == before.fingerprint and torch.equal(codes.codes, before.codes)
+    if not same:
+        raise ValueError("codes must be those that the run was started with, got others")
 
 
 class _Task:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -22,22 +23,31 @@ PRIOR_FOLDER = "prior"
 
 
 def create(run: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
-    """Makes the folder of a run and writes its settings (name -> dataclass or plain value).
+    """Makes the folder of a run and writes its settings (section -> dataclass).
 
     Raises:
         FileExistsError: the folder holds a run already and ``resume`` is false.
+        ValueError: it holds one of other settings and ``resume`` is true.
     """
-    if (run / RUN_NAME).exists():
-        if resume:
-            return
+    path = run / RUN_NAME
+    # through JSON, where tuples are lists
+    document = json.loads(json.dumps({n: _config.to_dict(value) for n, value in settings.items()}))
+    if not path.exists():
+        _files.write_json(path, document)
+        return
+    if not resume:
         raise FileExistsError(
             f"{run}: there is a run in this folder; resume it, or choose another folder"
         )
-    document = {
-        name: value if isinstance(value, str) else _config.to_dict(value)
-        for name, value in settings.items()
-    }
-    _files.write_json(run / RUN_NAME, document)
+    before = _files.read_json(path)
+    for section, values in document.items():
+        for key, value in values.items():
+            old = before.get(section, {}).get(key)
+            if old != value:
+                raise ValueError(
+                    f"{section}.{key} must be {old!r}, as the run in {run} was started with, "
+                    f"got {value!r}"
+                )
 
 
 def setting(run: Path, name: str, kind: type[C]) -> C:

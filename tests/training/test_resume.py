@@ -113,6 +113,16 @@ def test_a_finished_run_resumes_to_nothing(run):
     assert newest.stat().st_mtime_ns == written
 
 
+def test_other_settings_are_no_resumption(run, codes, tmp_path):
+    longer = dataclasses.replace(TRAINING, steps=90)
+    with pytest.raises(ValueError, match=r"training.steps must be 80, as the run .* got 90"):
+        training.train_vqvae(DataConfig(), MODEL, longer, run, resume=True, report=silent)
+    training.train_prior(codes, PRIOR, PRIOR_TRAINING, tmp_path, report=silent)
+    others = dataclasses.replace(codes, codes=codes.codes.flip(0))
+    with pytest.raises(ValueError, match="codes must be those that the run was started with"):
+        training.train_prior(others, PRIOR, PRIOR_TRAINING, tmp_path, resume=True, report=silent)
+
+
 def test_training_leaves_the_random_numbers_of_the_caller_alone(tmp_path):
     torch.manual_seed(5)
     expected = torch.rand(3)
@@ -160,18 +170,12 @@ def test_killed_at_any_moment_a_run_leaves_a_checkpoint_that_loads(tmp_path):
         process.wait()
     assert len(set(survived)) > 1
     VQVAE.from_pretrained(checkpoints.best(run))
-    shorter = dataclasses.replace(
-        training.runs.setting(run, "training", training.VQVAETraining),
-        steps=int(checkpoints.latest(run).name.split("-")[1]) + 2,
-    )
-    training.train_vqvae(
-        DataConfig(),
-        training.runs.setting(run, "model", type(MODEL)),
-        shorter,
-        run,
-        resume=True,
-        report=silent,
-    )
+    # as if the run had been started with an end that is near
+    settings = json.loads((run / "run.json").read_text())
+    end = int(checkpoints.latest(run).name.split("-")[1]) + 2
+    settings["training"]["steps"] = end
+    (run / "run.json").write_text(json.dumps(settings))
+    training.resume_vqvae(run, report=silent)
     assert not list((run / "checkpoints").glob(".unfinished-*"))
     steps = [line["step"] for line in training.read_metrics(run) if line["split"] == "validation"]
-    assert steps == list(range(1, shorter.steps + 1))
+    assert steps == list(range(1, end + 1))
