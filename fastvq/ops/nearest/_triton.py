@@ -42,7 +42,7 @@ and :math:`\lVert y - \hat y \rVert` are 0.
 **The certificate.** Codes are compared in groups. If the best group leads by more than 2E, the
 nearest code lies in it: :math:`S_k \ge \hat S_k - E > \hat S_1 + E \ge \min_{g_1} S`. Its few codes
 are then compared in float32: by differences, whose relative error at most
-:math:`(\beta + D / \beta + 4) u` (blocks of :math:`\beta` channels) stays under half the promised
+:math:`(\beta + D / \beta + 2) u` (blocks of :math:`\beta` channels) stays under half the promised
 1e-5, or for the products by a margin of twice that error. What is not proven goes on; overflow and
 NaN prove nothing, since they fail every comparison.
 
@@ -72,9 +72,16 @@ from fastvq.ops.nearest._triton_rescore import rescore_kernel
 from fastvq.ops.nearest._triton_search import search_kernel
 
 BLOCK_K = 64
-# the operand of x is kept on chip up to this many channels, and read again for each tile beyond
-_RESIDENT_CHANNELS = 256
+REFINE = {"BLOCK_M": 8, "BLOCK_K": 16, "num_warps": 4, "maxnreg": 128}
 _INT64_MAX = torch.iinfo(torch.int64).max
+
+
+class Device(NamedTuple):
+    """What the launches depend on."""
+
+    processors: int
+    shared: int  # bytes of shared memory that a program may use
+    major: int  # of the compute capability
 
 
 class Tiling(NamedTuple):
@@ -84,15 +91,27 @@ class Tiling(NamedTuple):
     options: dict[str, int]
 
 
-def search_tiling(channels: int, *, fine: bool) -> Tiling:
-    """The tiling of the search over vectors of ``channels`` components."""
+def search_tiling(channels: int, device: Device, *, fine: bool) -> Tiling:
+    """The tiling of one pass of the search over vectors of ``channels`` components."""
+    # rows of x that start at no multiple of 16 are read one element at a time
+    ragged = channels % 16 != 0
+    # all of x and, in flight, the codes of three stages; the matrix units of Blackwell take no
+    # operand from registers, where x would wait at a loss
+    limit = 64 if device.major >= 10 else 256
+    resident = not fine and channels <= limit and 2 * channels * (128 + 3 * 64) <= device.shared
+    narrow = ragged and not (resident or fine)
     constants = {
-        "RESIDENT": not fine and channels <= _RESIDENT_CHANNELS,
+        "RESIDENT": resident,
+        "PADDED_D": padded_channels(channels),
         "BLOCK_M": 64 if fine else 128,
-        "BLOCK_D": min(32 if fine else 64, max(16, triton.next_power_of_2(channels))),
+        "BLOCK_D": 16 if narrow or channels <= 16 else 32,
         **_grouping(channels),
     }
-    return Tiling(constants, {"num_warps": 4 if fine else 8, "num_stages": 3})
+    options = {"num_warps": 8, "num_stages": 3 if resident else 2}
+    if resident and not ragged and channels <= 128 and device.major < 10:
+        # two programs to a multiprocessor: one compares while the other multiplies
+        options["maxnreg"] = 128
+    return Tiling(constants, options)
 
 
 def rescore_tiling(channels: int) -> Tiling:
@@ -100,10 +119,15 @@ def rescore_tiling(channels: int) -> Tiling:
     constants = {
         "BLOCK_M": 32,
         "MEMBERS": 4,
-        "BLOCK_D": min(32, triton.next_power_of_2(channels)),
+        "BLOCK_D": min(16, triton.next_power_of_2(channels)),
         **_grouping(channels),
     }
-    return Tiling(constants, {"num_warps": 4})
+    return Tiling(constants, {"num_warps": 8})
+
+
+def padded_channels(channels: int) -> int:
+    """D': what every block of channels divides."""
+    return 16 if channels <= 16 else _padded(channels, 32)
 
 
 def _grouping(channels: int) -> dict[str, int]:
@@ -138,8 +162,12 @@ def _search(
     heads, codes, channels = codebook.shape
     centred = metric == "cosine" or x.dtype != codebook.dtype or x.dtype == torch.float32
     low = torch.float16 if centred else codebook.dtype
-    coarse, fine = search_tiling(channels, fine=False), search_tiling(channels, fine=True)
-    padded = (_padded(codes, BLOCK_K), _padded(channels, coarse.constants["BLOCK_D"]))
+    if low == torch.bfloat16 and not x.is_cuda:
+        # the interpreter multiplies no bfloat16
+        low = torch.float32
+    device = _device(x.device)
+    coarse, fine = (search_tiling(channels, device, fine=fine) for fine in (False, True))
+    padded = (_padded(codes, BLOCK_K), padded_channels(channels))
     ready = prepare(codebook, metric, centred=centred, padded=padded, low=low)
     geometry = _Geometry.of(x, codebook)
     operands = (x, ready.limbs, ready.half, ready.centre, ready.state, indices)
@@ -156,7 +184,7 @@ def _search(
     )  # fmt: skip
     if exact:
         tiles = triton.cdiv(geometry.rows, fine.constants["BLOCK_M"])
-        search_kernel[(min(tiles, 2 * _processors(x.device)), heads)](
+        search_kernel[(min(tiles, 2 * device.processors), heads)](
             *operands, pending, unresolved, *shape,
             **flags, LIST=PENDING.value, APPEND=UNRESOLVED.value,
             **fine.constants, **fine.options,
@@ -204,13 +232,13 @@ def _refine(
     # enough shares to spread a handful of rows, each long enough to be worth its start
     span = max(512, _padded(triton.cdiv(codes, 32), 32))
     items = triton.cdiv(geometry.rows, 8) * triton.cdiv(codes, span)
-    refine_kernel[(min(items, 4 * _processors(x.device)), heads)](
+    refine_kernel[(min(items, 4 * _device(x.device).processors), heads)](
         x, codebook, ready.half, ready.weight, ready.state, rows, indices,
         *geometry.shape, codes, ready.half.shape[1], span, index_mask, *geometry.strides,
-        **flags, BLOCK_M=8, BLOCK_K=32, BLOCK_D=block_d, num_warps=4,
+        **flags, BLOCK_D=block_d, **REFINE,
     )  # fmt: skip
     tiles = triton.cdiv(geometry.rows, 32)
-    finish_kernel[(min(tiles, 4 * _processors(x.device)), heads)](
+    finish_kernel[(min(tiles, 4 * _device(x.device).processors), heads)](
         x, codebook, ready.state, rows, indices, distances,
         *geometry.shape, index_mask, *geometry.strides,
         **flags, BLOCK_M=32, BLOCK_D=block_d, num_warps=4,
@@ -244,8 +272,13 @@ def _padded(size: int, block: int) -> int:
 
 
 @functools.cache
-def _processors(device: torch.device) -> int:
-    """How many programs fill the device; the interpreter runs them one by one."""
+def _device(device: torch.device) -> Device:
     if device.type == "cpu":
-        return 1
-    return torch.cuda.get_device_properties(device).multi_processor_count
+        # the interpreter runs programs one by one, cut as for Hopper
+        return Device(processors=1, shared=227 << 10, major=9)
+    properties = torch.cuda.get_device_properties(device)
+    return Device(
+        properties.multi_processor_count,
+        properties.shared_memory_per_block_optin,
+        properties.major,
+    )

@@ -18,6 +18,7 @@ RANGE, RESIDUAL, RESIDUAL_LOW, NORM, HALF, PENDING, UNRESOLVED = (tl.constexpr(i
 STATE_COLUMNS = 8
 # in the place of a counter: every row, not those of a list
 ALL_ROWS = tl.constexpr(-1)
+LARGEST = tl.constexpr(3.4028234663852886e38)  # of float32
 # any centre is correct; the mean of this many codes is about as good as that of all
 _SAMPLE = tl.constexpr(64)
 # odd and near the golden ratio of 2^16: spreads the sample over sorted and gridded codebooks
@@ -57,7 +58,7 @@ def prepare(
         centre=new((heads, channels), dtype=torch.float32),
         state=codebook.new_zeros((heads, STATE_COLUMNS), dtype=torch.int32),
     )
-    block_d = min(64, columns)
+    block_d = min(32, columns)
     grid = (triton.cdiv(rows, _BLOCK_R), heads)
     shape = (codes, rows, *codebook.stride())
     _centre_kernel[grid](
@@ -152,7 +153,7 @@ def _centre_kernel(
         part = tl.abs(c * weight[:, None] - centre.to(tl.float64)[None, :])
         finite = (tl.abs(c) < float("inf")) & live[:, None] & inside
         span = tl.maximum(span, tl.max(tl.where(finite, part, 0.0), 1))
-    _raise_bound(state_ptr, RANGE, tl.minimum(span, 3.0e38))
+    _raise_bound(state_ptr, RANGE, tl.minimum(span, LARGEST))
 
 
 @triton.jit
@@ -207,9 +208,11 @@ def _encode_kernel(
             tl.store(limbs_ptr + base + plane + d[None, :], low, mask=stored)
             rest += low.to(tl.float64)
             residual_low += tl.sum(rest * rest, 1)
-    half = tl.where(usable, square * 0.5 if EUCLIDEAN else square * 0.0, float("inf"))
-    tl.store(half_ptr + i_h * PADDED_K + k, half.to(tl.float32), mask=k < PADDED_K)
+    half = square * 0.5 if EUCLIDEAN else square * 0.0
+    # only what is no code is infinite; one that overflows makes its bound infinite instead
+    stored_half = tl.where(usable, tl.minimum(half, LARGEST), float("inf"))
+    tl.store(half_ptr + i_h * PADDED_K + k, stored_half.to(tl.float32), mask=k < PADDED_K)
     _raise_bound(state_ptr, RESIDUAL, tl.sqrt(residual))
     _raise_bound(state_ptr, RESIDUAL_LOW, tl.sqrt(residual_low))
     _raise_bound(state_ptr, NORM, tl.sqrt(square))
-    _raise_bound(state_ptr, HALF, tl.where(usable, half, 0.0))
+    _raise_bound(state_ptr, HALF, half)

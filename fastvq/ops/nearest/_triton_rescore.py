@@ -166,8 +166,8 @@ def _certain(
     D: tl.constexpr, METRIC: tl.constexpr, CENTRED: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Whether the choice within the group is certain for each row."""
-    # terms of a block and blocks are added one by one; a difference, its square and the scale
-    RELATIVE: tl.constexpr = (BLOCK_D + (D + BLOCK_D - 1) // BLOCK_D + 4) * 2.0**-24
+    # BLOCK_D - 1 and D / BLOCK_D additions, a difference that counts twice, and its square
+    RELATIVE: tl.constexpr = (BLOCK_D + (D + BLOCK_D - 1) // BLOCK_D + 2) * 2.0**-24
     if METRIC == "euclidean":
         certain = (value >= _SMALLEST) & (value < float("inf"))
         if 2 * RELATIVE > _TOLERANCE:

@@ -8,6 +8,7 @@ import triton.language as tl
 
 from fastvq.ops.nearest._triton_codebook import (
     ALL_ROWS,
+    LARGEST,
     RANGE,
     code_scale,
     inverse_power_of_two,
@@ -60,20 +61,20 @@ def row_scales(
 ):  # fmt: skip
     """tau of each row, sigma of the head, and which rows are finite."""
     largest = tl.zeros(live.shape, tl.float32)
-    faults = tl.zeros(live.shape, tl.int32)
     for start in range(0, D, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D)
         x = load_rows(row_ptr, live, d, stride_d, D).to(tl.float32)
-        faults += tl.sum((tl.abs(x) < float("inf")).to(tl.int32) ^ 1, 1)
-        x = load_centred(row_ptr, centre_ptr, live, d, stride_d, D, SHIFTED)
-        largest = tl.maximum(largest, tl.max(tl.abs(x), 1))
+        # a difference that overflows is the bound's business, infinity the mark of a spoilt row
+        part = tl.abs(load_centred(row_ptr, centre_ptr, live, d, stride_d, D, SHIFTED))
+        part = tl.where(tl.abs(x) < float("inf"), tl.minimum(part, LARGEST), float("inf"))
+        largest = tl.maximum(largest, tl.max(part, 1))
     sigma = 1.0
     tau = tl.full(live.shape, 1.0, tl.float32)
     if CENTRED:
         sigma = code_scale(state_ptr)
         span = tl.load(state_ptr + RANGE).to(tl.float32, bitcast=True)
         tau = inverse_power_of_two(tl.maximum(largest, span * _SMALLEST_RATIO))
-    return tau, sigma, faults == 0
+    return tau, sigma, largest < float("inf")
 
 
 @triton.jit

@@ -39,9 +39,9 @@ _UNDERFLOW = tl.constexpr(2.0**-100)
 def search_kernel(
     x_ptr, limbs_ptr, half_ptr, centre_ptr, state_ptr, indices_ptr, rows_ptr, append_ptr,
     N, M, H, PADDED_K, stride_xb, stride_xm, stride_xh, stride_xd,
-    D: tl.constexpr, CENTRED: tl.constexpr, SHIFTED: tl.constexpr, CERTIFY: tl.constexpr,
-    LIST: tl.constexpr, APPEND: tl.constexpr, RESIDENT: tl.constexpr, SPLIT: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+    D: tl.constexpr, PADDED_D: tl.constexpr, CENTRED: tl.constexpr, SHIFTED: tl.constexpr,
+    CERTIFY: tl.constexpr, LIST: tl.constexpr, APPEND: tl.constexpr, RESIDENT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """The group of the nearest code of all rows, or of those of a list; appends uncertain rows.
 
@@ -56,7 +56,6 @@ def search_kernel(
     state_ptr += i_h * 8
     half_ptr += i_h * PADDED_K
     LIMBS: tl.constexpr = 2 if CENTRED else 1
-    PADDED_D: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D * BLOCK_D
     limbs_ptr += i_h * LIMBS * PADDED_K * PADDED_D
     FINE: tl.constexpr = LIST != ALL_ROWS
     count = N
@@ -69,7 +68,7 @@ def search_kernel(
             row_ptr, centre_ptr, state_ptr, live, stride_xd, D, CENTRED, SHIFTED, BLOCK_D
         )
         ratio = tl.maximum(tau / sigma, _UNDERFLOW)
-        best, second, winner, square, rest, rest_low = _scan(
+        best, second, winner, norms = _scan(
             row_ptr, limbs_ptr, half_ptr, centre_ptr, live, tau, ratio, PADDED_K, stride_xd,
             D, PADDED_D, CENTRED, SHIFTED, FINE, RESIDENT, BLOCK_M, BLOCK_K, BLOCK_D, SPLIT,
         )  # fmt: skip
@@ -77,7 +76,7 @@ def search_kernel(
         group = tl.where(finite, group, NOT_FINITE)
         if CERTIFY:
             bound = _score_bound(
-                state_ptr, tl.sqrt(square), tl.sqrt(rest), tl.sqrt(rest_low), ratio,
+                state_ptr, norms, ratio,
                 CENTRED, SHIFTED, FINE, PADDED_D, BLOCK_D,
             )  # fmt: skip
             uncertain = live & finite & ~(following > lowest + 2 * bound)
@@ -99,21 +98,20 @@ def _scan(
     each tile of codes. Its group is reduced within the thread, and no lane speaks to another.
     """
     LOW: tl.constexpr = limbs_ptr.dtype.element_ty
-    square = tl.zeros([BLOCK_M], tl.float32)
-    rest = tl.zeros([BLOCK_M], tl.float32)
-    rest_low = tl.zeros([BLOCK_M], tl.float32)
+    sums = tl.zeros([BLOCK_M], tl.float32)
+    norms = (sums, sums, sums)
     resident = ()
-    for i in tl.static_range(PADDED_D // BLOCK_D):
-        d = i * BLOCK_D + tl.arange(0, BLOCK_D)
-        y = load_centred(row_ptr, centre_ptr, live, d, stride_d, D, SHIFTED) * tau[:, None]
-        high = y.to(LOW)
-        left = y - high.to(tl.float32)
-        square += tl.sum(y * y, 1)
-        rest += tl.sum(left * left, 1)
-        left -= left.to(LOW).to(tl.float32)
-        rest_low += tl.sum(left * left, 1)
-        if RESIDENT:
-            resident = resident + (high,)  # noqa: RUF005 (kernels know no starred tuple)
+    if RESIDENT:
+        for i in tl.static_range(PADDED_D // BLOCK_D):
+            d = i * BLOCK_D + tl.arange(0, BLOCK_D)
+            y = load_centred(row_ptr, centre_ptr, live, d, stride_d, D, SHIFTED) * tau[:, None]
+            norms = _add_squares(norms, y, LOW)
+            resident = resident + (y.to(LOW),)  # noqa: RUF005 (kernels know no starred tuple)
+    else:
+        for start in range(0, PADDED_D, BLOCK_D):
+            d = start + tl.arange(0, BLOCK_D)
+            y = load_centred(row_ptr, centre_ptr, live, d, stride_d, D, SHIFTED) * tau[:, None]
+            norms = _add_squares(norms, y, LOW)
 
     best = tl.full([BLOCK_M, SPLIT, 4], float("inf"), tl.float32)
     second = tl.full([BLOCK_M, SPLIT, 4], float("inf"), tl.float32)
@@ -149,7 +147,19 @@ def _scan(
         second = tl.minimum(second, tl.maximum(best, group))
         winner = tl.where(group < best, tile, winner)
         best = tl.minimum(best, group)
-    return best, second, winner, square, rest, rest_low
+    return best, second, winner, norms
+
+
+@triton.jit
+def _add_squares(norms, y, LOW: tl.constexpr):
+    """Adds a block of channels to the squared norms of y and of what one and two limbs leave."""
+    rest = y - y.to(LOW).to(tl.float32)
+    rest_low = rest - rest.to(LOW).to(tl.float32)
+    return (
+        norms[0] + tl.sum(y * y, 1),
+        norms[1] + tl.sum(rest * rest, 1),
+        norms[2] + tl.sum(rest_low * rest_low, 1),
+    )
 
 
 @triton.jit
@@ -170,11 +180,12 @@ def _winner(best, second, winner, BLOCK_M: tl.constexpr, SPLIT: tl.constexpr):
 
 @triton.jit
 def _score_bound(
-    state_ptr, norm, rest, rest_low, ratio,
+    state_ptr, norms, ratio,
     CENTRED: tl.constexpr, SHIFTED: tl.constexpr, FINE: tl.constexpr, PADDED_D: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """E of each row [R]: no score is off by more."""
+    norm, rest, rest_low = tl.sqrt(norms[0]), tl.sqrt(norms[1]), tl.sqrt(norms[2])
     code_rest = tl.load(state_ptr + RESIDUAL).to(tl.float32, bitcast=True)
     code_norm = tl.load(state_ptr + NORM).to(tl.float32, bitcast=True) + code_rest
     half = tl.load(state_ptr + HALF).to(tl.float32, bitcast=True)
