@@ -17,10 +17,12 @@ FASTVQ_INLINE Floats multiply_add(Floats a, Floats b, Floats c) { return _mm256_
 FASTVQ_INLINE Floats maximum(Floats a, Floats b) { return _mm256_max_ps(a, b); }
 FASTVQ_INLINE Floats minimum(Floats a, Floats b) { return _mm256_min_ps(a, b); }
 
-// ids[lane] = id where value > bound
+// ids[lane] = id where value > bound. A blend, as masked stores are slow outside of AVX-512.
 FASTVQ_INLINE void assign_where_greater(Floats value, Floats bound, int32_t id, int32_t* ids) {
   const __m256 mask = _mm256_cmp_ps(value, bound, _CMP_GT_OQ);
-  _mm256_maskstore_epi32(ids, _mm256_castps_si256(mask), _mm256_set1_epi32(id));
+  const __m256i old = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(ids));
+  const __m256i chosen = _mm256_blendv_epi8(old, _mm256_set1_epi32(id), _mm256_castps_si256(mask));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(ids), chosen);
 }
 
 FASTVQ_INLINE uint32_t lanes_at_least(Floats value, Floats bound) {
