@@ -99,9 +99,10 @@ def index_range(indices: Tensor, num_codes: int) -> None:
     """
     if indices.device.type != "cpu" or torch.compiler.is_compiling() or indices.numel() == 0:
         return
-    low, high = indices.aminmax()
+    # as Python ints: a narrow tensor would wrap the bounds to its own dtype
+    low, high = (int(end) for end in indices.aminmax())
     if low < -1 or high >= num_codes:
-        worst = int(low if low < -1 else high)
+        worst = low if low < -1 else high
         raise IndexError(f"indices must be in [-1, K = {num_codes}), got {worst}")
 
 

@@ -13,6 +13,8 @@ import pytest
 import fastvq
 from fastvq import _native
 
+# a script of test_triton_aot.py, for processes of its own
+collect_ignore = ["ops/compile_ahead.py"]
 BACKENDS = ("reference", "native", "triton")
 
 

@@ -20,6 +20,7 @@ from fastvq.nn.start import KMeans, Start
 _USAGE_DECAY = 0.99
 # below this fraction of uniform use a code counts as dead in `usage`, when nothing revives it
 _DEAD = 0.01
+_NARROW = (torch.float16, torch.bfloat16)
 
 
 class Usage(NamedTuple):
@@ -47,8 +48,8 @@ class Codebook(nn.Module):
         pending_counts, pending_residuals, pending_steps: what gradient accumulation has gathered
             since the last update; only with ``EMA(every=2)`` and more.
 
-    The codes and counts never drop below float32, whatever ``module.to(dtype)`` asks: a moving
-    average in 16 bits stops moving.
+    The buffers never drop below float32, whatever ``module.to(dtype)`` or a checkpoint asks: a
+    moving average in 16 bits stops moving. A parameter follows the dtype of the model.
     """
 
     vectors: Tensor
@@ -78,32 +79,38 @@ class Codebook(nn.Module):
         else:
             self.register_buffer("vectors", vectors)
         self.register_buffer("cluster_size", torch.ones(heads, codebook_size))
-        # the branch on it is taken in Python, where a tensor would make the host wait
-        self._started = not isinstance(start, KMeans)
-        self.register_buffer("started", torch.tensor(self._started))
+        self.register_buffer("started", torch.tensor(not isinstance(start, KMeans)))
+        # once true it is remembered in Python, for reading a tensor makes the host wait
+        self._started = False
         if isinstance(learning, EMA) and learning.every > 1:
             self.register_buffer("pending_counts", torch.zeros(heads, codebook_size))
             self.register_buffer("pending_residuals", torch.zeros(heads, codebook_size, dim))
             self.register_buffer("pending_steps", torch.zeros((), dtype=torch.int64))
 
+    def codes(self) -> Tensor:
+        """The codes ``[H, K, D]`` as they are searched; of unit length under cosine."""
+        return self._on_sphere(self.vectors)
+
     def snapshot(self) -> Tensor:
-        """The codes ``[H, K, D]`` as of now, safe to keep for backward."""
-        if not self.training:
-            return self.vectors
-        # a training step writes the codes in place while autograd still needs them
-        return self.vectors.clone()
+        """The codes as of now, safe to keep for backward."""
+        # a training step writes them in place while autograd still needs them
+        return self._on_sphere(self.vectors.clone() if torch.is_grad_enabled() else self.vectors)
 
     @torch.no_grad()
     def begin(self, x: Tensor, usable: Tensor | None) -> None:
         """Starts the codes from x ``[B, M, H, D]`` where usable ``[B, M]``; only the first time."""
-        if self._started or not isinstance(self.start, KMeans):
+        if self._has_started() or not isinstance(self.start, KMeans):
             return
-        self._started = True
         if usable is None:
             usable = x.new_ones(x.shape[:2], dtype=torch.bool)
-        centres = starts.kmeans(x, usable, self.vectors, self.start.iterations)
-        self.vectors.copy_(self._normalized(of_first_process(centres)))
-        self.started.fill_(True)
+        centres, found = starts.kmeans(x, usable, self.vectors, self.start.iterations)
+        centres = of_first_process(centres)
+        begins = of_first_process(found.to(centres.dtype)).bool() & ~self.started
+        self.vectors.copy_(torch.where(begins, self._normalized(centres), self.vectors))
+        self.started.logical_or_(begins)
+        # a graph cannot look, and takes its first batch for usable
+        if torch.compiler.is_compiling():
+            self._started = True
 
     @torch.no_grad()
     def learn(self, x: Tensor, indices: Tensor) -> None:
@@ -122,7 +129,8 @@ class Codebook(nn.Module):
 
     def usage(self) -> Usage:
         """Perplexity, dead codes and the share of the largest; waits for the device."""
-        share = self.cluster_size / self.cluster_size.sum(-1, keepdim=True)  # [H, K]
+        total = self.cluster_size.sum(-1, keepdim=True)
+        share = self.cluster_size / total.clamp_min(torch.finfo(total.dtype).tiny)  # [H, K]
         entropy = -torch.xlogy(share, share).sum(-1)
         threshold = _DEAD if self.revival is None else self.revival.threshold
         dead = share < threshold / share.shape[-1]
@@ -143,28 +151,31 @@ class Codebook(nn.Module):
 
     def _move(self, counts: Tensor, residuals: Tensor, due: Tensor | bool) -> None:
         """The moving averages of counts and codes."""
-        ema = isinstance(self.learning, EMA)
         decay = self.learning.decay if isinstance(self.learning, EMA) else _USAGE_DECAY
         size = decay * self.cluster_size + (1 - decay) * counts.to(self.cluster_size.dtype)
         self._write(self.cluster_size, size, due)
-        if not ema:
+        if not isinstance(self.learning, EMA):
             return
         # a count long unused may reach zero; its residual is then zero as well
         rate = (1 - decay) / size.clamp_min(torch.finfo(size.dtype).tiny)
         moved = self.vectors + rate.unsqueeze(-1) * residuals.to(self.vectors.dtype)
+        # sums of finite vectors may overflow; a code they reach stays where it is
+        moved = torch.where(torch.isfinite(moved), moved, self.vectors)
         self._write(self.vectors, self._normalized(moved), due)
 
     def _revive(self, x: Tensor, indices: Tensor, due: Tensor | bool, revival: Revival) -> None:
         """Puts a random vector of the batch in the place of each dead code."""
         images, rows, heads, _ = x.shape
-        if images * rows == 0:
-            return
         uniform = self.cluster_size.mean(-1, keepdim=True)  # [H, 1]
         dead = self.cluster_size < revival.threshold * uniform  # [H, K]
-        pick = torch.randint(images * rows, dead.shape, device=x.device)
-        where = (pick // rows, pick % rows, torch.arange(heads, device=x.device).unsqueeze(-1))
-        found = x[where].to(self.vectors.dtype)  # [H, K, D]
-        fit = (indices[where] >= 0) & torch.isfinite(found).all(-1)
+        if images * rows == 0:
+            # an empty batch revives nothing, and still takes part in what the processes share
+            found, fit = torch.zeros_like(self.vectors), torch.zeros_like(dead)
+        else:
+            pick = torch.randint(images * rows, dead.shape, device=x.device)
+            where = (pick // rows, pick % rows, torch.arange(heads, device=x.device).unsqueeze(-1))
+            found = x[where].to(self.vectors.dtype)  # [H, K, D]
+            fit = (indices[where] >= 0) & torch.isfinite(found).all(-1)
         packed = torch.cat([found, fit.unsqueeze(-1).to(found.dtype)], dim=-1)
         packed = of_first_process(packed)
         found, fit = packed[..., :-1], packed[..., -1] > 0
@@ -176,6 +187,10 @@ class Codebook(nn.Module):
     def _write(target: Tensor, value: Tensor, due: Tensor | bool) -> None:
         target.copy_(value if due is True else torch.where(torch.as_tensor(due), value, target))
 
+    def _on_sphere(self, vectors: Tensor) -> Tensor:
+        # an optimizer step leaves the sphere, an average is put back on it
+        return self._normalized(vectors) if isinstance(self.learning, Gradient) else vectors
+
     def _normalized(self, vectors: Tensor) -> Tensor:
         return nn.functional.normalize(vectors, dim=-1) if self.unit_norm else vectors
 
@@ -185,13 +200,22 @@ class Codebook(nn.Module):
         for name, before in kept.items():
             after = self._buffers[name]
             assert after is not None
-            if before.is_floating_point() and after.dtype in (torch.float16, torch.bfloat16):
+            if after.dtype in _NARROW:
                 self._buffers[name] = before.to(after.device)
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._started = bool(self.started)
+        self._started = False  # what was loaded says
+        for name, buffer in self._buffers.items():
+            if buffer is not None and buffer.dtype in _NARROW:
+                self._buffers[name] = buffer.float()
+
+    def _has_started(self) -> bool:
+        """What the buffer says, which others may write; looked at only until it says yes."""
+        if not self._started and not torch.compiler.is_compiling():
+            self._started = bool(self.started)
+        return self._started
 
     def extra_repr(self) -> str:
         """The learning, start and revival, as they were given."""

@@ -16,7 +16,7 @@ _ROWS_PER_CODE = 256
 
 @dataclass(frozen=True)
 class KMeans:
-    """Codes start as the k-means centres of the first training batch.
+    """Codes start as the k-means centres of the first training batch that has a usable row.
 
     Lloyd's algorithm from K distinct random rows, at most 256 rows a code; a centre that loses all
     its rows moves to the row that is farthest from its own centre. A batch of fewer than K rows
@@ -81,23 +81,26 @@ def initial(start: Start, heads: int, codebook_size: int, dim: int) -> Tensor:
 # an op of its own, so that a graph holds one node where Lloyd's loop would unroll, and so that
 # choosing the usable rows may look at the data
 @torch.library.custom_op("fastvq::kmeans", mutates_args=())
-def kmeans(x: Tensor, usable: Tensor, codebook: Tensor, iterations: int) -> Tensor:
+def kmeans(x: Tensor, usable: Tensor, codebook: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
     """Centres ``[H, K, D]`` of the usable rows ``[B, M]`` of x ``[B, M, H, D]``.
 
-    Where no row is usable the codebook comes back unchanged.
+    The second result, 0-d and bool, says whether each head had a row to start from; where one had
+    none its codes come back unchanged.
     """
     centres = codebook.clone()
+    found = True
     for h in range(codebook.shape[0]):
         rows = x[:, :, h][usable].to(codebook.dtype)  # [n, D]
         rows = rows[torch.isfinite(rows).all(-1)]
+        found = found and len(rows) > 0
         if len(rows):
             centres[h] = _lloyd(rows, codebook.shape[1], iterations)
-    return centres
+    return centres, torch.tensor(found, device=codebook.device)
 
 
 @kmeans.register_fake
-def _fake(x: Tensor, usable: Tensor, codebook: Tensor, iterations: int) -> Tensor:
-    return torch.empty_like(codebook)
+def _fake(x: Tensor, usable: Tensor, codebook: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(codebook), codebook.new_empty((), dtype=torch.bool)
 
 
 def _lloyd(rows: Tensor, codebook_size: int, iterations: int) -> Tensor:
@@ -106,6 +109,9 @@ def _lloyd(rows: Tensor, codebook_size: int, iterations: int) -> Tensor:
     if len(rows) < codebook_size:
         missing = codebook_size - len(rows)
         deviation = rows.std(0, correction=0)
+        # equal rows deviate by nothing; a hundredth of their size keeps the codes apart
+        size = rows.square().mean().sqrt()
+        deviation = torch.where(deviation > 0, deviation, 0.01 * torch.where(size > 0, size, 1))
         noise = torch.randn(missing, rows.shape[1], dtype=rows.dtype, device=rows.device)
         return torch.cat([rows, rows.mean(0) + deviation * noise])
     centres = rows[:codebook_size].clone()

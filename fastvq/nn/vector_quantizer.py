@@ -13,7 +13,7 @@ from fastvq.nn.codebook import Codebook, Usage
 from fastvq.nn.learning import EMA, Frozen, Gradient, Learning
 from fastvq.nn.revival import Revival
 from fastvq.nn.start import Given, KMeans, Start, Uniform
-from fastvq.ops._layout import canonical, compute_dtype
+from fastvq.ops._layout import compute_dtype
 from fastvq.ops.nearest.api import METRICS, Metric
 
 
@@ -117,15 +117,16 @@ class VectorQuantizer(nn.Module):
             unit_norm=metric == "cosine",
         )
         inner = heads * codebook_dim
-        self.project_in = nn.Linear(dim, inner) if inner != dim else nn.Identity()
-        self.project_out = nn.Linear(inner, dim) if inner != dim else nn.Identity()
+        self.projects = inner != dim
+        self.project_in = nn.Linear(dim, inner) if self.projects else nn.Identity()
+        self.project_out = nn.Linear(inner, dim) if self.projects else nn.Identity()
         # follows module.to(dtype), which the codes do not: the dtype of what `decode` returns
         self.register_buffer("dtype_probe", torch.empty(0), persistent=False)
 
     @property
     def codebook(self) -> Tensor:
         """The codes ``[K, D]``, or ``[H, K, D]`` with several heads."""
-        return self.book.vectors if self.heads > 1 else self.book.vectors[0]
+        return self.book.codes() if self.heads > 1 else self.book.codes()[0]
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Quantized:
         """Quantizes x; in training the codebook learns from it.
@@ -135,8 +136,8 @@ class VectorQuantizer(nn.Module):
             mask: bool, the shape of x without its channels; where false the position is padding:
                 output 0, index -1, no loss, no part in learning.
         """
-        rows = self._rows(x)  # [B, M, H, d]
-        usable = None if mask is None else self._usable(x, mask).reshape(rows.shape[:2])
+        rows = self._rows(x, mask)  # [B, M, H, d]
+        usable = None if mask is None else mask.reshape(rows.shape[:2])
         if self.training:
             self.book.begin(rows.detach(), usable)
         codes = self.book.snapshot()
@@ -153,14 +154,12 @@ class VectorQuantizer(nn.Module):
         quantized = self.project_out(out.quantized.to(x.dtype).flatten(-2)).to(x.dtype)
         if usable is not None:
             quantized = torch.where(usable.unsqueeze(-1), quantized, 0)
-        leading = self._leading(x)
-        quantized = quantized.reshape(*leading, self.dim).movedim(-1, self.channel_dim)
-        return Quantized(quantized, self._indices_out(indices, leading), loss)
+        return Quantized(self._vectors_out(quantized, x), self._indices_out(indices, x), loss)
 
     def encode(self, x: Tensor) -> Tensor:
         """The indices of x, int64: the shape of x without its channels, ``[..., H]`` with heads."""
         rows = self._rows(x)
-        return self._indices_out(self._search(rows, self.book.vectors), self._leading(x))
+        return self._indices_out(self._search(rows, self.book.codes()), x)
 
     def decode(self, indices: Tensor) -> Tensor:
         """The vectors of indices, with ``dim`` channels in dimension ``channel_dim``.
@@ -185,7 +184,7 @@ class VectorQuantizer(nn.Module):
         indices = indices.long()
         offsets = torch.arange(self.heads, device=indices.device) * self.codebook_size
         present = (indices >= 0).unsqueeze(-1)
-        table = self.book.vectors.flatten(0, 1)  # [H * K, d]
+        table = self.book.codes().flatten(0, 1)  # [H * K, d]
         codes = nn.functional.embedding(indices.clamp_min(0) + offsets, table)
         codes = torch.where(present, codes, 0).to(self.dtype_probe.dtype)
         vectors = self.project_out(codes.flatten(-2))
@@ -209,7 +208,7 @@ class VectorQuantizer(nn.Module):
             f"commitment_weight={self.commitment_weight}, channel_dim={self.channel_dim}"
         )
 
-    def _rows(self, x: Tensor) -> Tensor:
+    def _rows(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x as ``[B, M, H, d]``: a view of it unless a projection or a normalization comes in."""
         _checks.floating("x", x)
         if not -x.ndim <= self.channel_dim < x.ndim or x.shape[self.channel_dim] != self.dim:
@@ -217,11 +216,27 @@ class VectorQuantizer(nn.Module):
                 f"x must have dim = {self.dim} channels in dimension channel_dim = "
                 f"{self.channel_dim}, got {_checks.shape(x)}"
             )
-        rows = x.movedim(self.channel_dim, -1)
+        if mask is not None:
+            self._check_mask(mask, x)
+        # flat before the channels move, which is also the order that torch.compile can follow
+        if x.ndim > 2:
+            rows = x.movedim(self.channel_dim, 1).flatten(2).movedim(1, -1)  # [B, M, dim]
+        else:
+            rows = x.movedim(self.channel_dim, -1).reshape(1, -1, self.dim)
+        if mask is not None and (self.projects or self.book.unit_norm):
+            # what padding holds must not reach the gradient of a projection or a norm
+            rows = torch.where(mask.reshape(rows.shape[:2]).unsqueeze(-1), rows, 0)
         rows = self.project_in(rows).unflatten(-1, (self.heads, self.codebook_dim))
         if self.book.unit_norm:
             rows = nn.functional.normalize(rows.to(compute_dtype(rows)), dim=-1)
-        return canonical(rows, heads=True)
+        return rows
+
+    def _vectors_out(self, vectors: Tensor, x: Tensor) -> Tensor:
+        """Vectors ``[B, M, dim]`` in the shape of x."""
+        if x.ndim <= 2:
+            return vectors.reshape(*self._leading(x), self.dim).movedim(-1, self.channel_dim)
+        shape = x.movedim(self.channel_dim, 1).shape
+        return vectors.movedim(-1, 1).reshape(shape).movedim(1, self.channel_dim)
 
     def _search(self, rows: Tensor, codes: Tensor) -> Tensor:
         # rows and codes are unit vectors under cosine, where the squared euclidean distance has
@@ -229,22 +244,23 @@ class VectorQuantizer(nn.Module):
         metric: Metric = "dot" if self.metric == "dot" else "euclidean"
         return ops.nearest(rows, codes, metric=metric).indices
 
-    def _usable(self, x: Tensor, mask: Tensor) -> Tensor:
-        """The mask, checked."""
-        leading = list(self._leading(x))
+    def _check_mask(self, mask: Tensor, x: Tensor) -> None:
+        if not isinstance(mask, Tensor):
+            raise TypeError(f"mask must be a tensor, got {type(mask).__name__}")
         if mask.dtype != torch.bool:
             raise TypeError(f"mask must be bool, got {_checks.dtype_name(mask)}")
+        leading = list(self._leading(x))
         if _checks.shape(mask) != leading:
             raise ValueError(
                 f"mask must be {leading}, the shape of x without its channels, "
                 f"got {_checks.shape(mask)}"
             )
-        return mask
 
     def _leading(self, x: Tensor) -> torch.Size:
         """The shape of x without its channels."""
         axis = self.channel_dim % x.ndim
         return x.shape[:axis] + x.shape[axis + 1 :]
 
-    def _indices_out(self, indices: Tensor, leading: torch.Size) -> Tensor:
+    def _indices_out(self, indices: Tensor, x: Tensor) -> Tensor:
+        leading = self._leading(x)
         return indices.reshape(leading if self.heads == 1 else (*leading, self.heads))

@@ -297,6 +297,127 @@ def test_decode_of_no_code_is_zero():
     assert quantizer.decode(torch.tensor([[-1, 3]]))[0, 0].abs().max() == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16])
+@pytest.mark.parametrize("codebook_size", [128, 256, 300])
+def test_decode_takes_narrow_integers(dtype, codebook_size):
+    # bounds beyond the narrow type must not wrap into it
+    quantizer = VectorQuantizer(4, codebook_size)
+    indices = torch.tensor([0, 100, 127], dtype=dtype)
+    assert torch.equal(quantizer.decode(indices), quantizer.codebook[indices.long()])
+
+
+def test_cosine_by_gradient_stays_on_the_sphere():
+    quantizer = VectorQuantizer(8, 16, metric="cosine", learning=Gradient())
+    optimizer = torch.optim.Adam(quantizer.parameters(), 0.1)
+    for _ in range(10):
+        optimizer.zero_grad()
+        quantizer(torch.randn(64, 8)).loss.backward()
+        optimizer.step()
+    quantizer.eval()
+    x = torch.randn(200, 8)
+    norms = quantizer.codebook.detach().norm(dim=-1)
+    testing.assert_within(norms, torch.ones(16, dtype=torch.float64), 1e-6)
+    assert not testing.wrong_codes(
+        x, quantizer.book.vectors[0], quantizer.encode(x), "cosine"
+    ).any()
+
+
+@pytest.mark.parametrize(
+    "useless",
+    [
+        lambda vq, x: vq(x[:0]),
+        lambda vq, x: vq(x, torch.zeros(len(x), dtype=torch.bool)),
+        lambda vq, x: vq(x * torch.nan),
+    ],
+    ids=["empty", "masked", "nan"],
+)
+def test_a_useless_first_batch_does_not_use_up_the_start(useless):
+    quantizer, x = VectorQuantizer(8, 16), torch.randn(128, 8) * 5 + 100
+    useless(quantizer, x)
+    assert not quantizer.book.started
+    quantizer(x)
+    assert quantizer.book.started
+    assert quantizer.codebook.mean() == pytest.approx(100, abs=5)
+
+
+def test_a_start_that_others_wrote_counts():
+    # as DistributedDataParallel and averaged models do: into the buffers, past load_state_dict
+    trained, other = VectorQuantizer(8, 16), VectorQuantizer(8, 16, revival=None)
+    trained(torch.randn(64, 8) + 9)
+    for mine, theirs in zip(other.buffers(), trained.buffers(), strict=True):
+        mine.copy_(theirs)
+    before = other.codebook.clone()
+    other(torch.randn(64, 8) - 9)
+    assert (other.codebook - before).abs().max() < 8
+
+
+def test_a_start_that_failed_is_tried_again(monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    quantizer = VectorQuantizer(8, 16)
+    with monkeypatch.context() as patch:
+        patch.setattr(fastvq.nn.start, "kmeans", fail)
+        with pytest.raises(MemoryError):
+            quantizer(torch.randn(64, 8))
+    quantizer(torch.randn(64, 8) + 50)
+    assert quantizer.codebook.mean() > 40
+
+
+def test_one_row_starts_distinct_codes():
+    for row in (torch.randn(1, 8), torch.zeros(1, 8)):
+        quantizer = VectorQuantizer(8, 16, learning=Frozen())
+        quantizer(row)
+        assert quantizer.codebook.unique(dim=0).shape[0] == 16
+
+
+def test_padding_never_reaches_a_gradient():
+    for options in ({"codebook_dim": 4}, {"metric": "cosine"}):
+        quantizer = VectorQuantizer(8, 16, **options)
+        quantizer(torch.randn(64, 8))
+        x, mask = torch.randn(2, 10, 8), torch.ones(2, 10, dtype=torch.bool)
+        mask[1, 5:] = False
+        x[~mask] = torch.nan
+        x.requires_grad_()
+        quantized, _, loss = quantizer(x, mask)
+        (quantized.sum() + loss).backward()
+        assert torch.isfinite(x.grad).all()
+        assert all(torch.isfinite(p.grad).all() for p in quantizer.parameters())
+
+
+def test_finite_vectors_that_overflow_leave_the_codes_finite():
+    quantizer = VectorQuantizer(8, 16, start=Uniform())
+    quantizer(torch.full((2, 8), 3e38))
+    assert torch.isfinite(quantizer.codebook).all()
+
+
+def test_half_checkpoint_becomes_float32():
+    trained, other = VectorQuantizer(8, 16), VectorQuantizer(8, 16)
+    trained(torch.randn(64, 8))
+    half = {k: v.half() if v.is_floating_point() else v for k, v in trained.state_dict().items()}
+    other.load_state_dict(half, assign=True)
+    assert other.codebook.dtype == other.book.cluster_size.dtype == torch.float32
+
+
+def test_eval_forward_survives_a_training_step_before_backward():
+    quantizer = VectorQuantizer(8, 16)
+    quantizer(torch.randn(64, 8))
+    x = torch.randn(64, 8, requires_grad=True)
+    out = quantizer.eval()(x)
+    quantizer.train()(torch.randn(64, 8))
+    (out.quantized.sum() + out.loss).backward()
+
+
+def test_compiles_behind_a_convolution_for_any_image_size():
+    torch.compiler.reset()
+    convolution = nn.Conv2d(1, 8, 3, 2, 1)
+    quantizer = VectorQuantizer(8, 16, channel_dim=1, start=Given(torch.randn(16, 8))).eval()
+    compiled = torch.compile(lambda x: quantizer(convolution(x)).quantized, fullgraph=True)
+    for shape in ((8, 1, 8, 8), (4, 1, 10, 10), (3, 1, 6, 14)):
+        x = torch.rand(shape)
+        torch.testing.assert_close(compiled(x), quantizer(convolution(x)).quantized)
+
+
 BAD_ARGUMENTS = {
     "dim": ({"dim": 0}, ValueError, "dim must be at least 1, got 0"),
     "codebook_size": ({"codebook_size": 2.5}, TypeError, "codebook_size must be an int, got float"),

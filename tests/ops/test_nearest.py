@@ -136,10 +136,15 @@ def test_views_give_the_answer_of_their_copy(backend, view):
     assert torch.equal(result.distances, expected.distances)
 
 
-def test_strided_codebook(backend):
-    x, codebook = testing.gaussian(60, 70, 24)
+@pytest.mark.parametrize("metric", METRICS)
+def test_strided_codebook(backend, metric):
+    # full of duplicates: the layout must not decide between equal codes
+    x, distinct = testing.gaussian(60, 8, 16)
+    codebook = distinct[torch.randint(8, (31,))]
     strided = codebook.t().contiguous().t()
-    assert torch.equal(nearest(x, strided).indices, nearest(x, codebook).indices)
+    result = nearest(x, strided, metric=metric)
+    testing.assert_nearest(x, codebook, result, metric)
+    assert torch.equal(result.indices, nearest(x, codebook, metric=metric).indices)
 
 
 def test_same_bits_every_time(backend):

@@ -35,7 +35,8 @@ def nearest(x: Tensor, codebook: Tensor, metric: str, precision: str) -> tuple[T
     step = max(1, _WORKSPACE // (codes * channels if metric == "dot" else codes + channels))
     image_step = max(1, step // max(1, rows))
     for h in range(heads):
-        wide = codebook[h].double()
+        # contiguous, for the layout decides how a sum rounds, and equal codes must round alike
+        wide = codebook[h].double().contiguous()
         for b in range(0, images, image_step):
             for m in range(0, rows, step):
                 chunk = x[b : b + image_step, m : m + step, h].double()  # [b, m, D]
