@@ -16,11 +16,13 @@ help:  ## this list
 
 setup: $(VENV)/.extension  ## the environment alone, with the package installed for development
 
-demo: setup  ## train a VQ-VAE and its prior on handwritten digits; pictures and report in demo/
+demo: setup  ## train a VQ-VAE and its prior on handwritten digits; pictures and report in demo/, made anew
+	$(if $(filter demo,$(OUT)),rm -rf demo)
 	$(BIN)/fastvq demo --out $(OUT)
 
+# threads that wait by spinning make a busy machine several times slower
 test: setup  ## the tests
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest $(ARGS)
 
 check: setup  ## style and types
 	$(BIN)/ruff check .

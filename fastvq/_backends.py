@@ -134,7 +134,13 @@ def backends() -> tuple[BackendStatus, ...]:
 
 
 def _status(name: str, reason: str | None, detail: Callable[[], str]) -> BackendStatus:
-    return BackendStatus(name, reason is None, reason if reason is not None else detail())
+    if reason is None:
+        try:
+            return BackendStatus(name, True, detail())
+        except RuntimeError as error:
+            # a bad FASTVQ_CPU_CAPABILITY, for one: what is wrong is what is asked for here
+            reason = str(error)
+    return BackendStatus(name, False, reason)
 
 
 def _refuse_unavailable(op: str, name: str, device: str) -> None:

@@ -10,6 +10,8 @@ from fastvq import ops
 
 # what `nearest` promises of the chosen code, and what float32 sums of squares keep of the distance
 NEAREST_BUDGET = 1e-5
+# elements of the comparison of codes with codes
+_WORKSPACE = 1 << 24
 
 
 def exact_distances(x: Tensor, codebook: Tensor, metric: str = "euclidean") -> Tensor:
@@ -33,8 +35,9 @@ def wrong_codes(x: Tensor, codebook: Tensor, indices: Tensor, metric: str = "euc
     resolution = _float64_resolution(x, codebook[indices], chosen, metric)
     too_far = chosen - best > NEAREST_BUDGET * best.abs() + resolution
     # the first of the codes that are bit-equal to the chosen one
-    equal = (codebook.unsqueeze(0) == codebook[indices].unsqueeze(1)).all(-1)  # [N, K]
-    not_first = equal.int().argmax(-1) != indices
+    parts = codebook[indices].split(max(1, _WORKSPACE // codebook.numel()))
+    first = [(codebook == part.unsqueeze(1)).all(-1).int().argmax(-1) for part in parts]
+    not_first = torch.cat(first) != indices
     return torch.where(good_row, too_far | not_first, indices != 0)
 
 

@@ -25,7 +25,8 @@ terms. With :math:`u = 2^{-24}`, and r, n the largest :math:`\lVert c^* - \hat c
 
 .. math:: \lvert S_k - \hat S_k \rvert \le E =
           \underbrace{\lVert y \rVert r}_{\text{codes rounded}}
-          + \underbrace{(\lVert y - \hat y \rVert + u \lVert y \rVert) n}_{x\text{ rounded, centred}}
+          + \underbrace{(\lVert y - \hat y \rVert + u \lVert y \rVert) n}_{
+            x\text{ rounded, centred}}
           + \underbrace{3 u D' \lVert \hat y \rVert n}_{\text{accumulation}}
           + \underbrace{2 u (\tfrac{\tau}{\sigma} \max_k b_k + \lVert \hat y \rVert n)}_{
             \text{half norms, last addition}}
@@ -107,22 +108,22 @@ def search_tiling(channels: int, device: Device, *, fine: bool) -> Tiling:
         "BLOCK_D": 16 if narrow or channels <= 16 else 32,
         **_grouping(channels),
     }
-    options = {"num_warps": 8, "num_stages": 3 if resident else 2}
-    if resident and not ragged and channels <= 128 and device.major < 10:
-        # two programs to a multiprocessor: one compares while the other multiplies
-        options["maxnreg"] = 128
-    return Tiling(constants, options)
+    # two programs to a multiprocessor where Hopper fits them: one compares while the other
+    # multiplies. A limit that is stated keeps the assembler from spilling for one of its own
+    pair = resident and not ragged and channels <= 128 and device.major == 9
+    options = {"num_stages": 3 if resident else 2, "maxnreg": 128 if pair else 255}
+    return Tiling(constants, {"num_warps": 8, **options})
 
 
 def rescore_tiling(channels: int) -> Tiling:
     """The tiling of the rescoring of groups."""
     constants = {
-        "BLOCK_M": 32,
+        "BLOCK_M": 16,
         "MEMBERS": 4,
         "BLOCK_D": min(16, triton.next_power_of_2(channels)),
         **_grouping(channels),
     }
-    return Tiling(constants, {"num_warps": 8})
+    return Tiling(constants, {"num_warps": 8, "maxnreg": 128})
 
 
 def padded_channels(channels: int) -> int:
@@ -140,7 +141,7 @@ def _grouping(channels: int) -> dict[str, int]:
 
 
 def nearest(x: Tensor, codebook: Tensor, metric: str, precision: str) -> tuple[Tensor, Tensor]:
-    """Nearest code of x ``[B, M, H, D]`` in codebook ``[H, K, D]``: indices, distances ``[B, M, H]``.
+    """Nearest code of x ``[B, M, H, D]`` in ``[H, K, D]``: indices, distances ``[B, M, H]``.
 
     Deterministic; the lowest of bit-equal codes wins; O(N + K) extra memory.
     """
@@ -162,7 +163,7 @@ def _search(
     heads, codes, channels = codebook.shape
     centred = metric == "cosine" or x.dtype != codebook.dtype or x.dtype == torch.float32
     low = torch.float16 if centred else codebook.dtype
-    if low == torch.bfloat16 and not x.is_cuda:
+    if low == torch.bfloat16 and triton.knobs.runtime.interpret:
         # the interpreter multiplies no bfloat16
         low = torch.float32
     device = _device(x.device)

@@ -21,7 +21,7 @@ _BLOCK_P = 1024
 def quantize(x: Tensor, codebook: Tensor, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Codes of x ``[B, M, H, D]``, their squared error per element, and 2 / V.
 
-    On a GPU, where no one waits to look, a row with an index out of range is NaN and so is the loss.
+    On a GPU, where no one waits to look, a row whose index is out of range is NaN, as is the loss.
     """
     _checks.index_range(indices, codebook.shape[1])
     dtype = compute_dtype(x, codebook)
@@ -68,9 +68,9 @@ def _blocks(channels: int) -> tuple[int, int]:
 
 
 def _output(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Where a kernel writes what is to be laid out, and on a GPU rounded, like x."""
+    """Where a kernel writes what is to be laid out like x, and rounded to it."""
     # hardware rounds to nearest, the interpreter truncates to bfloat16: there torch rounds
-    return torch.empty_like(x, dtype=x.dtype if x.is_cuda else dtype)
+    return torch.empty_like(x, dtype=dtype if triton.knobs.runtime.interpret else x.dtype)
 
 
 def _rounded(output: Tensor, x: Tensor) -> Tensor:
