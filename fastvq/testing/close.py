@@ -21,8 +21,11 @@ def exact_distances(x: Tensor, codebook: Tensor, metric: str = "euclidean") -> T
     A code holding NaN or Inf is at distance Inf.
     """
     wide, codes = x.double(), codebook.double()
-    columns = [_column(wide, code, metric) for code in codes]
-    distances = torch.stack(columns, dim=-1)
+    # written in place: columns kept between large temporaries make malloc fragment without bound
+    distances = wide.new_empty((codes.shape[0], wide.shape[0]))
+    for row, code in zip(distances, codes, strict=True):
+        row.copy_(_column(wide, code, metric))
+    distances = distances.t()
     return torch.where(torch.isfinite(codes).all(-1), distances, torch.inf)
 
 
