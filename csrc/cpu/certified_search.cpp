@@ -20,6 +20,8 @@ constexpr int64_t kTasksPerThread = 4;
 constexpr int64_t kBlocksToCollect = 32;
 // Room that transposing whole vectors may read past the last row.
 constexpr int64_t kVectorSlack = 32;
+// Comparing a group exactly costs about as much as scoring this many in float32.
+constexpr int64_t kGroupsPerComparison = 8;
 // Scaled rows beyond this could overflow a score against codes of 2^21.
 constexpr double kLongestRow = 0x1p100;
 // Beyond these float32 centring and normalising lose their relative accuracy.
@@ -33,35 +35,52 @@ constexpr Candidate kNone{std::numeric_limits<double>::infinity(), -1};
 
 // One worker's memory for a task of `rows` rows (a whole number of panels).
 struct CertifiedSearch::Scratch {
-  Scratch(int64_t rows, int64_t stride, int64_t depth, int64_t suspects_size)
+  Scratch(int64_t rows, int64_t stride, int64_t words, int64_t suspects_size)
       : raw((rows + kVectorSlack) * stride + kVectorSlack),
-        panels(rows * depth),
+        panels(rows * words),
         scale(rows),
-        best(rows),
-        second(rows),
+        loss(rows),
+        best(rows * kTrackers),
+        second(rows * kTrackers),
+        runner(rows),
+        rest(rows),
         threshold(rows),
-        group(rows),
+        group(rows * kTrackers),
+        tracker(rows),
         profiles(rows),
         candidates(rows),
+        compared(rows),
         suspects(suspects_size) {}
 
-  Buffer<float> raw, panels, scale, best, second, threshold;
-  Buffer<int32_t> group;
+  // Of the panel that begins at a slot.
+  PanelState state(int64_t slot) const {
+    const int64_t first = slot * kTrackers;
+    return {&best[first], &second[first], &group[first]};
+  }
+
+  Buffer<float> raw, panels, scale, loss, best, second, runner, rest, threshold;
+  Buffer<int32_t> group, tracker;
   Buffer<Profile> profiles;
   Buffer<Candidate> candidates;
+  Buffer<int64_t> compared;  // groups of the row, in refinement
   Buffer<Suspect> suspects;
 };
 
-CertifiedSearch::CertifiedSearch(const Scan<float>& scan, bool exact)
+CertifiedSearch::CertifiedSearch(const Scan<float>& scan, const ScoreKernels& pass, bool exact)
     : scan_(scan),
       codes_(scan.codes()),
-      packed_(codes_),
-      certificate_(codes_, packed_),
+      pass_(pass),
+      packed_(codes_, pass),
+      certificate_(codes_, packed_, pass),
       exact_(exact),
-      panel_rows_(kernels().panel_rows),
+      words_(pass.words(codes_.depth())),
       stride_(codes_.padded_depth()),
       blocks_at_once_(std::max<int64_t>(
           1, kCodeBytes / (packed_.block_size() * static_cast<int64_t>(sizeof(float))))),
+      most_suspects_(&pass == &kernels().fine
+                         ? codes_.count()
+                         : std::max(kGroupsPerComparison, codes_.count() / kGroupCodes /
+                                                              kGroupsPerComparison)),
       shift_(codes_.depth()),
       threshold_(scan.x().count()),
       fate_(scan.x().count()) {
@@ -87,7 +106,7 @@ bool CertifiedSearch::fits_float32(const Profile& profile) const {
 
 // Reads, measures and packs the rows of a task; slots past the last row are zero.
 void CertifiedSearch::load(const RowSet& set, Scratch& scratch) const {
-  const int64_t rows = round_up(set.count, panel_rows_);
+  const int64_t rows = round_up(set.count, pass_.panel_rows);
   const RowKernels<float>& kernel = row_kernels<float>();
   kernel.read(set, scratch.raw.get(), stride_);
   std::fill_n(scratch.raw.get() + set.count * stride_, (rows - set.count) * stride_, 0.0f);
@@ -100,37 +119,44 @@ void CertifiedSearch::load(const RowSet& set, Scratch& scratch) const {
     const double scale = euclidean ? packed_.unit() : scratch.profiles[i].row_scale;
     scratch.scale[i] = static_cast<float>(scale);
   }
-  for (int64_t i = 0; i < rows; i += panel_rows_) {
-    kernels().pack_rows(scratch.raw.get() + i * stride_, stride_, codes_.depth(), shift_.get(),
-                        scratch.scale.get() + i, scratch.panels.get() + i * codes_.depth());
+  for (int64_t i = 0; i < rows; i += pass_.panel_rows) {
+    pass_.pack_rows(scratch.raw.get() + i * stride_, stride_, codes_.depth(), shift_.get(),
+                    scratch.scale.get() + i, scratch.panels.get() + i * words_,
+                    scratch.loss.get() + i);
   }
 }
 
 void CertifiedSearch::score_task(const RowSet& set, Scratch& scratch) {
   load(set, scratch);
-  const int64_t rows = round_up(set.count, panel_rows_);
-  std::fill_n(scratch.best.get(), rows, kLowest);
-  std::fill_n(scratch.second.get(), rows, kLowest);
-  std::fill_n(scratch.group.get(), rows, 0);
-  const int64_t groups = kernels().block_codes / kGroupCodes;
+  const int64_t rows = round_up(set.count, pass_.panel_rows);
+  std::fill_n(scratch.best.get(), rows * kTrackers, kLowest);
+  std::fill_n(scratch.second.get(), rows * kTrackers, kLowest);
+  std::fill_n(scratch.group.get(), rows * kTrackers, 0);
+  std::fill_n(scratch.tracker.get(), rows, 0);
+  const int64_t groups = pass_.block_codes / kGroupCodes;
   for (int64_t b = 0; b < packed_.blocks(); b += blocks_at_once_) {
     const int64_t blocks = std::min(blocks_at_once_, packed_.blocks() - b);
-    for (int64_t i = 0; i < rows; i += panel_rows_) {
-      kernels().score(scratch.panels.get() + i * codes_.depth(), codes_.depth(), packed_.block(b),
-                      packed_.bias(b), blocks, static_cast<int32_t>(b * groups),
-                      {&scratch.best[i], &scratch.second[i], &scratch.group[i]});
+    for (int64_t i = 0; i < rows; i += pass_.panel_rows) {
+      pass_.score(scratch.panels.get() + i * words_, words_, packed_.block(b), packed_.bias(b),
+                  blocks, static_cast<int32_t>(b * groups),
+                  scratch.state(i));
     }
+  }
+  for (int64_t i = 0; i < rows; i += pass_.panel_rows) {
+    pass_.summarize(scratch.state(i), {&scratch.tracker[i], &scratch.runner[i], &scratch.rest[i]});
   }
   int64_t unfinished = 0;
   for (int64_t i = 0; i < set.count; ++i) {
-    const Fate fate = decide(set.first + i, i, scratch);
-    fate_[set.first + i] = fate;
+    const int64_t row = set.ids ? set.ids[i] : set.first + i;
+    const Fate fate = decide(row, i, scratch);
+    fate_[row] = fate;
     unfinished += fate != Fate::kDone;
   }
   unfinished_ += unfinished;
 }
 
-// Compares the row with the best group, answers, and says what is left to do.
+// Compares the row with the best group, and with the other trackers' best where they come near,
+// answers, and says what is left to do.
 CertifiedSearch::Fate CertifiedSearch::decide(int64_t row, int64_t slot, Scratch& scratch) {
   const Profile& profile = scratch.profiles[slot];
   if (profile.settled) {
@@ -138,45 +164,81 @@ CertifiedSearch::Fate CertifiedSearch::decide(int64_t row, int64_t slot, Scratch
     return Fate::kDone;
   }
   if (!fits_float32(profile)) return Fate::kScan;
-  const int64_t begin = scratch.group[slot] * kGroupCodes;
+  const int64_t lane = slot % pass_.panel_rows;
+  const PanelState state = scratch.state(slot - lane);
+  const float* raw = scratch.raw.get() + slot * stride_;
+  const int64_t winner = scratch.tracker[slot];
   Candidate best = kNone;
-  scan_.compare(scratch.raw.get() + slot * stride_, profile, begin,
-                std::min(begin + kGroupCodes, codes_.count()), &best);
+  compare_group(raw, profile, state.group[winner * pass_.panel_rows + lane], &best);
   if (best.index < 0) return Fate::kScan;
+  if (exact_) {
+    const float threshold = certificate_.threshold(profile.measure, profile.inverse,
+                                                   scratch.loss[slot], best.value);
+    if (!(scratch.rest[slot] < threshold)) {
+      threshold_[row] = threshold;
+      return Fate::kRefine;
+    }
+    if (!(scratch.runner[slot] < threshold)) {
+      for (int64_t t = 0; t < kTrackers; ++t) {
+        const int64_t i = t * pass_.panel_rows + lane;
+        if (t == winner || state.best[i] < threshold) continue;
+        Candidate other = kNone;
+        compare_group(raw, profile, state.group[i], &other);
+        const bool ties = other.value == best.value && other.index < best.index;
+        if (other.value < best.value || ties) best = other;
+      }
+    }
+  }
   scan_.answer(row, best);
-  if (!exact_) return Fate::kDone;
-  const float threshold = certificate_.threshold(profile.measure, profile.inverse, best.value);
-  if (scratch.second[slot] < threshold) return Fate::kDone;
-  threshold_[row] = threshold;
-  return Fate::kRefine;
+  return Fate::kDone;
+}
+
+void CertifiedSearch::compare_group(const float* row, const Profile& profile, int64_t group,
+                                    Candidate* best) const {
+  const int64_t begin = group * kGroupCodes;
+  scan_.compare(row, profile, begin, std::min(begin + kGroupCodes, codes_.count()), best);
 }
 
 // Scores the rows again and compares, in ascending order, every group that reaches the threshold.
 void CertifiedSearch::refine_task(const RowSet& set, Scratch& scratch) {
   load(set, scratch);
-  const int64_t rows = round_up(set.count, panel_rows_);
+  const int64_t rows = round_up(set.count, pass_.panel_rows);
   std::fill_n(scratch.threshold.get(), rows, std::numeric_limits<float>::infinity());
   for (int64_t i = 0; i < set.count; ++i) {
     scratch.threshold[i] = threshold_[set.ids[i]];
     scratch.candidates[i] = kNone;
+    scratch.compared[i] = 0;
   }
-  const int64_t groups = kernels().block_codes / kGroupCodes;
+  const int64_t groups = pass_.block_codes / kGroupCodes;
   for (int64_t b = 0; b < packed_.blocks(); b += kBlocksToCollect) {
     const int64_t blocks = std::min(kBlocksToCollect, packed_.blocks() - b);
-    for (int64_t i = 0; i < rows; i += panel_rows_) {
-      const int64_t found = kernels().collect(
-          scratch.panels.get() + i * codes_.depth(), codes_.depth(), packed_.block(b),
-          packed_.bias(b), blocks, static_cast<int32_t>(b * groups), &scratch.threshold[i],
-          scratch.suspects.get());
-      for (int64_t s = 0; s < found; ++s) {
-        const int64_t slot = i + scratch.suspects[s].row;
-        const int64_t begin = scratch.suspects[s].group * kGroupCodes;
-        scan_.compare(scratch.raw.get() + slot * stride_, scratch.profiles[slot], begin,
-                      std::min(begin + kGroupCodes, codes_.count()), &scratch.candidates[slot]);
-      }
+    for (int64_t i = 0; i < rows; i += pass_.panel_rows) {
+      const int64_t found = pass_.collect(
+          scratch.panels.get() + i * words_, words_, packed_.block(b), packed_.bias(b), blocks,
+          static_cast<int32_t>(b * groups), &scratch.threshold[i], scratch.suspects.get());
+      compare_suspects(i, found, scratch);
     }
   }
-  for (int64_t i = 0; i < set.count; ++i) scan_.answer(set.ids[i], scratch.candidates[i]);
+  for (int64_t i = 0; i < set.count; ++i) {
+    if (scratch.compared[i] > most_suspects_) {
+      fate_[set.ids[i]] = Fate::kFiner;
+    } else {
+      scan_.answer(set.ids[i], scratch.candidates[i]);
+    }
+  }
+}
+
+void CertifiedSearch::compare_suspects(int64_t panel, int64_t found, Scratch& scratch) const {
+  for (int64_t s = 0; s < found; ++s) {
+    const int64_t slot = panel + scratch.suspects[s].row;
+    if (++scratch.compared[slot] > most_suspects_) {
+      // no more of this row
+      scratch.threshold[slot] = std::numeric_limits<float>::infinity();
+      continue;
+    }
+    compare_group(scratch.raw.get() + slot * stride_, scratch.profiles[slot],
+                  scratch.suspects[s].group, &scratch.candidates[slot]);
+  }
 }
 
 int64_t CertifiedSearch::rows_per_task(int64_t rows) const {
@@ -184,17 +246,16 @@ int64_t CertifiedSearch::rows_per_task(int64_t rows) const {
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t cached = std::min(kMostRows, kRowBytes / bytes);
   const int64_t share = divide_up(rows, threads * kTasksPerThread);
-  return std::max(panel_rows_, std::min(cached, share) / panel_rows_ * panel_rows_);
+  return std::max(pass_.panel_rows, std::min(cached, share) / pass_.panel_rows * pass_.panel_rows);
 }
 
 template <class Task>
 void CertifiedSearch::for_each_set(int64_t count, const int64_t* ids, const Task& task) {
   const int64_t rows = rows_per_task(count);
-  const int64_t suspects = ids ? kBlocksToCollect * kernels().block_codes / kGroupCodes *
-                                     panel_rows_
-                               : 1;
+  const int64_t suspects =
+      ids ? kBlocksToCollect * pass_.block_codes / kGroupCodes * pass_.panel_rows : 1;
   run_workers(divide_up(count, rows), [&](TaskQueue& queue) {
-    Scratch scratch(rows, stride_, codes_.depth(), suspects);
+    Scratch scratch(rows, stride_, words_, suspects);
     for (int64_t i; queue.take(i);) {
       const int64_t first = i * rows;
       const RowSet set{&scan_.x(), scan_.head(), first, std::min(rows, count - first),
@@ -204,23 +265,26 @@ void CertifiedSearch::for_each_set(int64_t count, const int64_t* ids, const Task
   });
 }
 
-std::vector<int64_t> CertifiedSearch::rows_with(Fate fate) const {
+std::vector<int64_t> CertifiedSearch::rows_with(Fate fate, int64_t count,
+                                                const int64_t* ids) const {
   std::vector<int64_t> rows;
-  for (int64_t i = 0; i < scan_.x().count(); ++i) {
-    if (fate_[i] == fate) rows.push_back(i);
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t row = ids ? ids[i] : i;
+    if (fate_[row] == fate) rows.push_back(row);
   }
   return rows;
 }
 
-void CertifiedSearch::run() {
-  for_each_set(scan_.x().count(), nullptr,
+std::vector<int64_t> CertifiedSearch::run(int64_t count, const int64_t* ids) {
+  for_each_set(count, ids,
                [&](const RowSet& set, Scratch& scratch) { score_task(set, scratch); });
-  if (unfinished_ == 0) return;
-  const std::vector<int64_t> refine = rows_with(Fate::kRefine);
+  if (unfinished_ == 0) return {};
+  const std::vector<int64_t> refine = rows_with(Fate::kRefine, count, ids);
   for_each_set(static_cast<int64_t>(refine.size()), refine.data(),
                [&](const RowSet& set, Scratch& scratch) { refine_task(set, scratch); });
-  const std::vector<int64_t> scan = rows_with(Fate::kScan);
+  const std::vector<int64_t> scan = rows_with(Fate::kScan, count, ids);
   scan_.run(static_cast<int64_t>(scan.size()), scan.data());
+  return rows_with(Fate::kFiner, count, ids);
 }
 
 }  // namespace fastvq

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Collects the kernels of the instruction set whose namespace is in scope.
+#include "score_table.h"
 
 template <class T>
 static constexpr RowKernels<T> row_table() {
@@ -13,14 +14,10 @@ static constexpr GatherKernels<X, T> gather_table() {
 
 static constexpr Kernels make_table(const char* name) {
   return {.name = name,
-          .panel_rows = kPanelRows,
-          .block_codes = kBlockCodes,
           .rows_float = row_table<float>(),
           .rows_double = row_table<double>(),
-          .pack_rows = pack_rows,
-          .pack_codes = pack_codes,
-          .score = score,
-          .collect = collect,
+          .coarse = nullptr,
+          .fine = FASTVQ_SCORE_TABLE(float32),
           .gather_float = gather_table<float, float>(),
           .gather_half = gather_table<c10::Half, float>(),
           .gather_bfloat16 = gather_table<c10::BFloat16, float>(),

@@ -41,11 +41,21 @@ struct Candidate {
   int64_t index;
 };
 
-// The running answer of a panel of rows: best and second-best *group* of codes for each row.
+// The running answers of a panel of rows: the best and the second-best *group* of codes for each
+// row, kept apart for kTrackers parts of the codebook: block b goes to tracker b % kTrackers. The
+// runner-up then costs nothing to know, unless it falls to the tracker of the best. [tracker][row]
+inline constexpr int64_t kTrackers = 8;
 struct PanelState {
   float* best;
   float* second;
   int32_t* group;
+};
+
+// What the trackers say of a panel of rows, `row` elements each.
+struct PanelSummary {
+  int32_t* tracker;  // the one that holds the best group
+  float* runner;     // the best score of the other trackers
+  float* rest;       // the best score that is no tracker's best
 };
 
 // A (row of the panel, group of codes) pair that the float32 scores could not rule out.
@@ -94,25 +104,43 @@ struct GatherKernels {
   void (*backward)(const GatherRun<T>& run, const X* x, const X* grad, T factor, X* out);
 };
 
+// Words that hold `depth` elements: a multiple of `multiple`, the last ones filled up with zeros.
+constexpr int64_t words_of(int64_t depth, int64_t elements, int64_t multiple) {
+  return (depth + elements * multiple - 1) / (elements * multiple) * multiple;
+}
+
+// One kind of fast pass: how rows and codes are packed into words, and scored. The scores are wrong
+// by what packing rounds off, which it reports, and by float32 sums of as many terms as there are
+// elements.
+struct ScoreKernels {
+  int64_t panel_rows;   // rows scored together, on the lanes
+  int64_t block_codes;  // codes scored together
+  int64_t word_elements, word_multiple;
+  int64_t words(int64_t depth) const { return words_of(depth, word_elements, word_multiple); }
+
+  // panel[word][row] = the words of (raw[row][.] - shift[.]) * row_scale[row]; error[row] is the
+  // squared length of what they lost
+  void (*pack_rows)(const float* raw, int64_t stride, int64_t depth, const float* shift,
+                    const float* row_scale, float* panel, float* error);
+  // The words of (codes[begin + code] * scale - centre) * unit, 0 if never chosen; the squared
+  // lengths of codes[.] * scale - centre; and those, times unit^2, of what the words lost
+  void (*pack_codes)(const CodeView<float>& codes, int64_t depth, const double* centre, double unit,
+                     int64_t begin, float* packed, double* squares, double* errors);
+  // Updates the running answer of a panel with `blocks` blocks of packed codes.
+  void (*score)(const float* panel, int64_t words, const float* packed, const float* bias,
+                int64_t blocks, int32_t first_group, PanelState state);
+  void (*summarize)(PanelState state, PanelSummary summary);
+  // Lists the groups of those blocks that score at least the row's threshold; returns how many.
+  int64_t (*collect)(const float* panel, int64_t words, const float* packed, const float* bias,
+                     int64_t blocks, int32_t first_group, const float* threshold, Suspect* out);
+};
+
 struct Kernels {
   const char* name;
-  int64_t panel_rows;   // rows scored together, on the lanes
-  int64_t block_codes;  // codes scored together, in registers
   RowKernels<float> rows_float;
   RowKernels<double> rows_double;
-  // panel[d][row] = (raw[row][d] - shift[d]) * row_scale[row]
-  void (*pack_rows)(const float* raw, int64_t stride, int64_t depth, const float* shift,
-                    const float* row_scale, float* panel);
-  // packed[d][code] = (codes[begin + code][d] * scale - centre[d]) * unit, rounded once; 0 if never
-  // chosen; and the squared lengths of codes[.] * scale - centre
-  void (*pack_codes)(const CodeView<float>& codes, int64_t depth, const double* centre, double unit,
-                     int64_t begin, float* packed, double* squares);
-  // Updates the running answer of a panel with `blocks` blocks of packed codes.
-  void (*score)(const float* panel, int64_t depth, const float* packed, const float* bias,
-                int64_t blocks, int32_t first_group, PanelState state);
-  // Lists the groups of those blocks that score at least the row's threshold; returns how many.
-  int64_t (*collect)(const float* panel, int64_t depth, const float* packed, const float* bias,
-                     int64_t blocks, int32_t first_group, const float* threshold, Suspect* out);
+  const ScoreKernels* coarse;  // a faster pass with shorter products, or null
+  ScoreKernels fine;           // float32 products
   GatherKernels<float, float> gather_float;
   GatherKernels<c10::Half, float> gather_half;
   GatherKernels<c10::BFloat16, float> gather_bfloat16;
@@ -151,6 +179,7 @@ extern const Kernels kPortableKernels;
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
+extern const ScoreKernels kAvx512Bfloat16Scores;
 #endif
 
 }  // namespace fastvq

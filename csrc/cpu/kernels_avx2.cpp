@@ -9,11 +9,16 @@ FASTVQ_TARGET_BEGIN("avx2,fma")
 namespace fastvq::avx2 {
 namespace {
 #include "simd_avx2.h"
-#include "score_kernel.h"
 #include "compare_kernel.h"
-#include "pack_kernel.h"
+#include "read_kernel.h"
 #include "gather_kernel.h"
 #include "accumulate_kernel.h"
+namespace float32 {
+#include "product_float32.h"
+#include "score_kernel.h"
+#include "group_kernel.h"
+#include "pack_kernel.h"
+}  // namespace float32
 }  // namespace
 }  // namespace fastvq::avx2
 FASTVQ_TARGET_END

@@ -5,11 +5,16 @@
 namespace fastvq::portable {
 namespace {
 #include "simd_portable.h"
-#include "score_kernel.h"
 #include "compare_kernel.h"
-#include "pack_kernel.h"
+#include "read_kernel.h"
 #include "gather_kernel.h"
 #include "accumulate_kernel.h"
+namespace float32 {
+#include "product_float32.h"
+#include "score_kernel.h"
+#include "group_kernel.h"
+#include "pack_kernel.h"
+}  // namespace float32
 }  // namespace
 }  // namespace fastvq::portable
 

@@ -9,6 +9,7 @@
 #include <limits>
 #include <string>
 #include <tuple>
+#include <vector>
 
 namespace fastvq {
 namespace {
@@ -29,6 +30,18 @@ bool parse_exact(const std::string& name) {
   return name == "exact";
 }
 
+void search_certified(const Scan<float>& scan, bool exact) {
+  const Kernels& table = kernels();
+  const int64_t rows = scan.x().count();
+  if (table.coarse == nullptr) {
+    CertifiedSearch(scan, table.fine, exact).run(rows, nullptr);
+    return;
+  }
+  const std::vector<int64_t> left = CertifiedSearch(scan, *table.coarse, exact).run(rows, nullptr);
+  if (left.empty()) return;
+  CertifiedSearch(scan, table.fine, exact).run(static_cast<int64_t>(left.size()), left.data());
+}
+
 template <class T>
 void search_head(const Rows& x, const Rows& codebook, int64_t head, Metric metric, bool exact,
                  Answers<T> answers) {
@@ -44,7 +57,7 @@ void search_head(const Rows& x, const Rows& codebook, int64_t head, Metric metri
   if constexpr (std::is_same_v<T, float>) {
     if (x.count() > kFewRows) {
       codes.drop_duplicates();
-      return CertifiedSearch(scan, exact).run();
+      return search_certified(scan, exact);
     }
   }
   scan.run(x.count(), nullptr);

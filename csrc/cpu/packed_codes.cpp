@@ -23,13 +23,16 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 }  // namespace
 
-PackedCodes::PackedCodes(const Codes<float>& codes)
-    : blocks_(divide_up(codes.count(), kernels().block_codes)),
-      block_size_(kernels().block_codes * codes.depth()),
+PackedCodes::PackedCodes(const Codes<float>& codes, const ScoreKernels& pass)
+    : pass_(pass),
+      blocks_(divide_up(codes.count(), pass.block_codes)),
+      words_(pass.words(codes.depth())),
+      block_size_(pass.block_codes * words_),
       packed_(blocks_ * block_size_),
-      bias_(blocks_ * kernels().block_codes),
+      bias_(blocks_ * pass.block_codes),
       centre_(codes.padded_depth()),
-      squares_(blocks_ * kernels().block_codes) {
+      squares_(blocks_ * pass.block_codes),
+      errors_(blocks_ * pass.block_codes) {
   for (int64_t k = 0; k < codes.count(); ++k) {
     squares_[k] = codes.square(k);
     if (codes.usable(k)) origin_reach_ = std::max(origin_reach_, std::sqrt(squares_[k]));
@@ -77,23 +80,28 @@ void PackedCodes::pack(const Codes<float>& codes) {
   if (longest > 0.0) {
     unit_ = std::ldexp(1.0, std::min(kLargestUnitExponent, kReachExponent - std::ilogb(longest)));
   }
-  const int64_t block_codes = kernels().block_codes;
+  const int64_t block_codes = pass_.block_codes;
   const bool euclidean = codes.metric() == Metric::kEuclidean;
   run_tasks(blocks_, [&](int64_t b) {
     const int64_t begin = b * block_codes;
-    kernels().pack_codes(codes.view(), codes.depth(), centre_.get(), unit_, begin,
-                         packed_.get() + b * block_size_, squares_.get() + begin);
+    pass_.pack_codes(codes.view(), codes.depth(), centre_.get(), unit_, begin,
+                     packed_.get() + b * block_size_, squares_.get() + begin,
+                     errors_.get() + begin);
     for (int64_t k = begin; k < begin + block_codes; ++k) {
       const bool used = k < codes.count() && codes.usable(k);
       const double half = euclidean && used ? -0.5 * squares_[k] * unit_ * unit_ : 0.0;
       bias_[k] = used ? static_cast<float>(half) : -std::numeric_limits<float>::infinity();
     }
   });
-  reach_ = 0.0;
+  reach_ = lost_ = 0.0;
   for (int64_t k = 0; k < codes.count(); ++k) {
-    if (codes.usable(k)) reach_ = std::max(reach_, squares_[k]);
+    if (!codes.usable(k)) continue;
+    reach_ = std::max(reach_, squares_[k]);
+    const double square = std::max(squares_[k] * unit_ * unit_, kShortest * kShortest);
+    lost_ = std::max(lost_, errors_[k] / square);
   }
   reach_ = std::sqrt(reach_);
+  lost_ = std::sqrt(lost_);
 }
 
 double PackedCodes::outlier_limit(const Codes<float>& codes) const {

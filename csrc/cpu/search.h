@@ -61,32 +61,40 @@ class Scan {
   Answers<T> answers_;
 };
 
-// Float32 scores first; what they do not prove is compared in float64.
+// The scores of one fast pass first; what they do not prove is compared in float64.
 class CertifiedSearch {
  public:
-  CertifiedSearch(const Scan<float>& scan, bool exact);
-  void run();
+  CertifiedSearch(const Scan<float>& scan, const ScoreKernels& pass, bool exact);
+
+  // Answers `count` rows (those named by ids, or all from 0 on) but for those it returns: rows for
+  // which a finer pass costs less than comparing what this one leaves open.
+  std::vector<int64_t> run(int64_t count, const int64_t* ids);
 
  private:
   struct Scratch;
-  enum class Fate : uint8_t { kDone, kRefine, kScan };
+  enum class Fate : uint8_t { kDone, kRefine, kScan, kFiner };
 
   void load(const RowSet& set, Scratch& scratch) const;
   void score_task(const RowSet& set, Scratch& scratch);
   void refine_task(const RowSet& set, Scratch& scratch);
+  void compare_suspects(int64_t panel, int64_t found, Scratch& scratch) const;
+  void compare_group(const float* row, const Profile& profile, int64_t group,
+                     Candidate* best) const;
   Fate decide(int64_t row, int64_t slot, Scratch& scratch);
   bool fits_float32(const Profile& profile) const;
   int64_t rows_per_task(int64_t rows) const;
   template <class Task>
   void for_each_set(int64_t count, const int64_t* ids, const Task& task);
-  std::vector<int64_t> rows_with(Fate fate) const;
+  std::vector<int64_t> rows_with(Fate fate, int64_t count, const int64_t* ids) const;
 
   const Scan<float>& scan_;
   const Codes<float>& codes_;  // those of the scan
+  const ScoreKernels& pass_;
   PackedCodes packed_;
   Certificate certificate_;
   bool exact_;
-  int64_t panel_rows_, stride_, blocks_at_once_;
+  int64_t words_, stride_, blocks_at_once_;
+  int64_t most_suspects_;  // groups of a row, beyond which a finer pass takes it
   Buffer<float> shift_;      // [D] what pack_rows subtracts
   Buffer<float> threshold_;  // [N] of the rows to refine
   Buffer<Fate> fate_;        // [N]
