@@ -11,6 +11,7 @@ FASTVQ_INLINE Floats group_score(const Scores& score, int group, int v) {
 
 void score(const float* panel, int64_t words, const float* packed, const float* bias,
            int64_t blocks, int32_t first_group, PanelState state) {
+  const ScoreSession session;
   for (int64_t b = 0; b < blocks; ++b) {
     Scores scores;
     score_block(panel, words, packed + b * kBlockCodes * words, bias + b * kBlockCodes, scores);
@@ -53,6 +54,7 @@ void summarize(PanelState state, PanelSummary summary) {
 
 int64_t collect(const float* panel, int64_t words, const float* packed, const float* bias,
                 int64_t blocks, int32_t first_group, const float* threshold, Suspect* out) {
+  const ScoreSession session;
   int64_t found = 0;
   for (int64_t b = 0; b < blocks; ++b) {
     Scores scores;

@@ -5,6 +5,14 @@
 
 #include <torch/csrc/stable/library.h>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <cstdlib>
 #include <string>
 #include <vector>
@@ -17,6 +25,19 @@ Kernels with_coarse(Kernels table, const char* name, const ScoreKernels& coarse)
   table.name = name;
   table.coarse = &coarse;
   return table;
+}
+
+// Whether the machine has AMX with bfloat16, and the system lets this process use its tiles.
+bool has_amx() {
+#if defined(__linux__)
+  constexpr unsigned kBfloat16 = 1u << 22, kTile = 1u << 24;  // cpuid, leaf 7, edx
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx & kBfloat16) != 0 &&
+         (edx & kTile) != 0 && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
 }
 #endif
 
@@ -31,6 +52,8 @@ std::vector<Kernels> available() {
       // Intel's cores have one unit for these products and two for float32 ones: no gain there
       tables.insert(__builtin_cpu_is("amd") ? tables.begin() : tables.end(),
                     with_coarse(kAvx512Kernels, "avx512_bf16", kAvx512Bfloat16Scores));
+      // by name only: its logic is tested with emulated tiles, its speed not measured yet
+      if (has_amx()) tables.push_back(with_coarse(kAvx512Kernels, "amx", kAmxScores));
     }
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {

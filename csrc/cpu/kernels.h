@@ -180,6 +180,7 @@ extern const Kernels kPortableKernels;
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
 extern const ScoreKernels kAvx512Bfloat16Scores;
+extern const ScoreKernels kAmxScores;
 #endif
 
 }  // namespace fastvq

@@ -14,7 +14,7 @@ if _native.reason() is not None and os.environ.get("FASTVQ_EXTENSION") == "0":
     pytest.skip("built without the extension, as FASTVQ_EXTENSION=0 asks", allow_module_level=True)
 
 METRICS = ("euclidean", "cosine", "dot")
-LEVELS = ("avx512_bf16", "avx512", "avx2", "portable")
+LEVELS = ("amx", "avx512_bf16", "avx512", "avx2", "portable")
 
 # prints a digest of every answer, so that two processes can be compared bit by bit
 DIGEST = """
