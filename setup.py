@@ -23,6 +23,7 @@ FLAGS = [
     "-g0",
     "-std=c++20",
     "-fvisibility=hidden",
+    "-fno-math-errno",
     # the oldest torch that the binary serves; torch itself names the oldest Python
     "-DTORCH_TARGET_VERSION=0x020a000000000000",
 ]

@@ -35,6 +35,7 @@ def row(benchmark, request):
         flops: float = 0.0,
         bytes_moved: float = 0.0,
         rounds: int = ROUNDS,
+        certified: float | None = None,
     ) -> None:
         benchmark.group = f"{request.module.__name__.rpartition('bench_')[2]} {group}"
         benchmark.extra_info.update(contender=contender, peak_extra_bytes=_peak(run))
@@ -44,6 +45,8 @@ def row(benchmark, request):
         median = benchmark.stats.stats.median
         if flops:
             benchmark.extra_info["tflops"] = flops / median / 1e12
+        if certified is not None:
+            benchmark.extra_info["certified"] = certified
         if bytes_moved:
             benchmark.extra_info["gb_per_s"] = bytes_moved / median / 1e9
 
@@ -90,7 +93,8 @@ def _table(groups: dict) -> list[str]:
             rate = f"{row['gb_per_s']:8.2f} GB/s" if "gb_per_s" in row else rate
             peak = row["peak_extra_bytes"]
             memory = "memory not measured" if peak is None else f"{peak / 2**20:9.1f} MiB extra"
-            lines.append(f"  {name:<32}{ratio:>11}{rate:>18}{memory:>22}")
+            share = f"   certified {row['certified']:.2%}" if "certified" in row else ""
+            lines.append(f"  {name:<32}{ratio:>11}{rate:>18}{memory:>22}{share}")
             if best is not None and name not in ours:
                 ratios[group.split()[0], name].append(row["median_s"] / best)
     lines.append("\ngeometric mean over the shapes (above 1: fastvq is faster)")

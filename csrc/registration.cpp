@@ -5,6 +5,7 @@
 
 STABLE_TORCH_LIBRARY(fastvq_native, m) {
   m.def("capability() -> str");
+  m.def("search_counts() -> Tensor");
   m.def("nearest(Tensor x, Tensor codebook, str metric, str precision) -> (Tensor, Tensor)");
   m.def("quantize(Tensor x, Tensor codebook, Tensor indices) -> (Tensor, Tensor, Tensor)");
   m.def(

@@ -278,13 +278,24 @@ std::vector<int64_t> CertifiedSearch::rows_with(Fate fate, int64_t count,
 std::vector<int64_t> CertifiedSearch::run(int64_t count, const int64_t* ids) {
   for_each_set(count, ids,
                [&](const RowSet& set, Scratch& scratch) { score_task(set, scratch); });
+  SearchCounts& totals = search_totals();
+  totals.scored += count;
+  totals.certified += count - unfinished_;
   if (unfinished_ == 0) return {};
   const std::vector<int64_t> refine = rows_with(Fate::kRefine, count, ids);
   for_each_set(static_cast<int64_t>(refine.size()), refine.data(),
                [&](const RowSet& set, Scratch& scratch) { refine_task(set, scratch); });
   const std::vector<int64_t> scan = rows_with(Fate::kScan, count, ids);
   scan_.run(static_cast<int64_t>(scan.size()), scan.data());
-  return rows_with(Fate::kFiner, count, ids);
+  const std::vector<int64_t> left = rows_with(Fate::kFiner, count, ids);
+  totals.scanned += static_cast<int64_t>(scan.size());
+  totals.left += static_cast<int64_t>(left.size());
+  return left;
+}
+
+SearchCounts& search_totals() {
+  static SearchCounts totals;
+  return totals;
 }
 
 }  // namespace fastvq

@@ -16,6 +16,8 @@ namespace {
 
 // Up to this many rows, packing the codebook costs more than comparing everything in float64.
 constexpr int64_t kFewRows = 16;
+// Below this many channels codes lie too close for bfloat16 to tell many apart.
+constexpr int64_t kCoarseDepth = 4;
 
 Metric parse_metric(const std::string& name) {
   if (name == "euclidean") return Metric::kEuclidean;
@@ -33,7 +35,7 @@ bool parse_exact(const std::string& name) {
 void search_certified(const Scan<float>& scan, bool exact) {
   const Kernels& table = kernels();
   const int64_t rows = scan.x().count();
-  if (table.coarse == nullptr) {
+  if (table.coarse == nullptr || scan.codes().depth() < kCoarseDepth) {
     CertifiedSearch(scan, table.fine, exact).run(rows, nullptr);
     return;
   }
@@ -90,7 +92,24 @@ std::tuple<Tensor, Tensor> nearest(Tensor x, Tensor codebook, std::string metric
   return {indices, distances};
 }
 
+// What the searches of this process came to, in rows: scored, certified by the scores, left to a
+// finer pass, compared with every code in float64.
+Tensor search_counts() {
+  const SearchCounts& counts = search_totals();
+  const int64_t shape[] = {4};
+  Tensor result = torch::stable::empty({shape, 1}, ScalarType::Long);
+  int64_t* out = result.mutable_data_ptr<int64_t>();
+  out[0] = counts.scored;
+  out[1] = counts.certified;
+  out[2] = counts.left;
+  out[3] = counts.scanned;
+  return result;
+}
+
 }  // namespace
 }  // namespace fastvq
 
 STABLE_TORCH_LIBRARY_IMPL(fastvq_native, CPU, m) { m.impl("nearest", TORCH_BOX(&fastvq::nearest)); }
+STABLE_TORCH_LIBRARY_IMPL(fastvq_native, CompositeExplicitAutograd, m) {
+  m.impl("search_counts", TORCH_BOX(&fastvq::search_counts));
+}

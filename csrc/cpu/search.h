@@ -61,6 +61,12 @@ class Scan {
   Answers<T> answers_;
 };
 
+// Rows, over all searches of the process. For those who measure: relaxed, and never reset.
+struct SearchCounts {
+  std::atomic<int64_t> scored{0}, certified{0}, left{0}, scanned{0};
+};
+SearchCounts& search_totals();
+
 // The scores of one fast pass first; what they do not prove is compared in float64.
 class CertifiedSearch {
  public:

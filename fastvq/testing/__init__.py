@@ -10,6 +10,7 @@ from fastvq.testing.cases import (
     gaussian,
 )
 from fastvq.testing.close import (
+    NEAREST_BUDGET,
     assert_nearest,
     assert_within,
     exact_distances,
@@ -17,6 +18,7 @@ from fastvq.testing.close import (
 )
 
 __all__ = [
+    "NEAREST_BUDGET",
     "NEAREST_CASES",
     "SHAPES",
     "NearestCase",

@@ -147,6 +147,22 @@ def nearly_parallel():
     return x, torch.cat([direction + bend, opposite])
 
 
+def aligned_rounding():
+    """Rows and codes that lose all they can to bfloat16, in the same direction in every channel.
+
+    A significand just under a midpoint of two bfloat16 numbers loses 2^-8 of it, and rows parallel
+    to what is lost meet the bound by Cauchy-Schwarz with equality. Codes come with their opposites,
+    so that their mean is zero and centring does not undo it.
+    """
+    generator = torch.Generator().manual_seed(3)
+    signs = torch.randint(2, (60, 32), generator=generator) * 2.0 - 1.0
+    under, over = 1 + 2.0**-8 * (1 - 1e-4), 1 + 2.0**-8 * (1 + 1e-4)  # to 1 and to 1 + 2^-7
+    codebook = torch.cat([signs * under, signs * over])
+    lengths = 1 + torch.rand(2000, 1, generator=generator) * 2.0**-7
+    x = signs[torch.arange(2000) % 60] * lengths
+    return x, torch.cat([codebook, -codebook])
+
+
 ADVERSARIES = (
     pytest.param(two_far_clusters(), "euclidean", id="two-far-clusters"),
     pytest.param(nearly_orthogonal(), "dot", id="nearly-orthogonal"),
@@ -161,6 +177,25 @@ def test_certificate_catches_what_float32_cannot_tell(inputs, metric):
     assert testing.wrong_codes(x, codebook, fast, metric).any(), "the adversary does not bite"
     exact = search(x, codebook, metric)[0]
     assert not testing.wrong_codes(x, codebook, exact, metric).any()
+
+
+def test_certificate_catches_what_bfloat16_cannot_tell():
+    x, codebook = aligned_rounding()
+    if torch.ops.fastvq_native.capability() in ("amx", "avx512_bf16"):
+        fast = search(x, codebook, "euclidean", "fast")[0]
+        assert testing.wrong_codes(x, codebook, fast).any(), "the adversary does not bite"
+    for metric in METRICS:
+        exact = search(x, codebook, metric)[0]
+        assert not testing.wrong_codes(x, codebook, exact, metric).any(), metric
+
+
+def test_scores_are_counted():
+    x, codebook = testing.clustered(3000, 200, 32)
+    before = torch.ops.fastvq_native.search_counts()
+    search(x, codebook)
+    scored, certified, left, scanned = (torch.ops.fastvq_native.search_counts() - before).tolist()
+    assert (scored, left, scanned) == (3000, 0, 0)
+    assert 2900 <= certified <= 3000
 
 
 @pytest.mark.parametrize("exponent", [-140, -60, 0, 60, 120])
