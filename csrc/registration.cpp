@@ -12,6 +12,11 @@ STABLE_TORCH_LIBRARY(fastvq_native, m) {
       "quantize_backward(Tensor grad_quantized, Tensor factor, Tensor x, Tensor codebook, "
       "Tensor indices) -> Tensor");
   m.def(
+      "residual(Tensor x, Tensor codebooks, Tensor? levels) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "residual_backward(Tensor grad_quantized, Tensor factors, Tensor x, Tensor codebooks, "
+      "Tensor indices) -> Tensor");
+  m.def(
       "statistics(Tensor x, Tensor indices, int num_codes, Tensor? codebook) -> (Tensor, Tensor)");
 }
 

@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
-#include <limits>
 
 namespace fastvq {
 
@@ -36,26 +35,30 @@ class Indices {
 
   // Throws if an index is neither -1 nor a code.
   void check_range(int64_t num_codes) const {
-    constexpr int64_t kNone = std::numeric_limits<int64_t>::max();
-    std::atomic<int64_t> first_bad{kNone};
-    run_tasks(divide_up(count_ * heads_, kPerTask), [&](int64_t task) {
-      const int64_t end = std::min(count_ * heads_, (task + 1) * kPerTask);
-      for (int64_t i = task * kPerTask; i < end; ++i) {
-        const int64_t index = at(i / heads_, i % heads_);
-        if (index >= -1 && index < num_codes) continue;
-        int64_t seen = first_bad.load();
-        while (i < seen && !first_bad.compare_exchange_weak(seen, i)) {
+    std::atomic<bool> bad{false};
+    run_tasks(divide_up(count_, kPerTask), [&](int64_t task) {
+      const int64_t end = std::min(count_, (task + 1) * kPerTask);
+      bool outside = false;
+      for (int64_t head = 0; head < heads_; ++head) {
+        for (int64_t row = task * kPerTask; row < end; ++row) {
+          // -1 wraps to zero
+          outside |= static_cast<uint64_t>(at(row, head)) + 1 > static_cast<uint64_t>(num_codes);
         }
-        return;
       }
+      if (outside) bad = true;
     });
-    const int64_t bad = first_bad.load();
-    if (bad == kNone) return;
-    check<std::out_of_range>(false, "indices must be in [-1, K = ", num_codes, "), got ",
-                             at(bad / heads_, bad % heads_));
+    if (bad) name_first(num_codes);
   }
 
  private:
+  void name_first(int64_t num_codes) const {
+    for (int64_t i = 0; i < count_ * heads_; ++i) {
+      const int64_t index = at(i / heads_, i % heads_);
+      check<std::out_of_range>(index >= -1 && index < num_codes, "indices must be in [-1, K = ",
+                               num_codes, "), got ", index);
+    }
+  }
+
   static constexpr int64_t kPerTask = 1 << 15;
 
   const int64_t* data_;

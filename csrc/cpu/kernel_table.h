@@ -4,12 +4,13 @@
 
 template <class T>
 static constexpr RowKernels<T> row_table() {
-  return {read<T>, measure<T>, weighted_sum<T>, hash<T>, compare<T>, accumulate<T>};
+  return {read<T>, measure<T>, weighted_sum<T>, hash<T>, compare<T>, scatter<T>};
 }
 
 template <class X, class T>
 static constexpr GatherKernels<X, T> gather_table() {
-  return {gather_forward<X, T>, gather_backward<X, T>};
+  return {gather_forward<X, T>, gather_backward<X, T>,
+          {sum_rows<X, T, T>, sum_rows<X, T, double>}};
 }
 
 static constexpr Kernels make_table(const char* name) {

@@ -82,9 +82,9 @@ struct RowKernels {
   // Lowers `best` over codes [begin, end): distances of differences, or negative dot products.
   void (*compare)(const T* row, double row_scale, const CodeView<T>& codes, bool dot,
                   int64_t begin, int64_t end, Candidate* best);
-  // total[d] += the sum over `count` rows of rows[.][d] - code[d]; without a code, of rows[.][d].
-  void (*accumulate)(const T* rows, int64_t stride, int64_t count, int64_t depth, const T* code,
-                     double* total);
+  // table[codes[i]][d] += rows[i][d] where codes[i] is not negative
+  void (*scatter)(const T* rows, const int64_t* codes, int64_t count, int64_t depth,
+                  double* table);
 };
 
 // Some rows that follow one another in memory at fixed strides (in elements), and the code of each:
@@ -96,12 +96,34 @@ struct GatherRun {
   const T* const* codes;
 };
 
+// Offsets of rows are followed by this many that may be read: where to fetch ahead.
+inline constexpr int64_t kOffsetsAhead = 32;
+
+// Whether a code is subtracted from each of its rows, or as often as there are rows from their sum.
+// A float64 sum of narrower elements loses nothing that their distance from the code would show.
+template <class T>
+constexpr bool subtracts_each() {
+  return std::is_same_v<T, double>;
+}
+
+template <class X, class T>
+struct SumKernels {
+  // out[d] = the sum over `count` rows of x[offsets[.] + d] - code[d]; without a code, of the rows
+  // alone. Returns whether all sums are finite.
+  bool (*whole)(const X* x, const int64_t* offsets, int64_t count, int64_t depth, const T* code,
+                T* out);
+  // The same, for sums that others will be added to.
+  bool (*part)(const X* x, const int64_t* offsets, int64_t count, int64_t depth, const T* code,
+               double* out);
+};
+
 template <class X, class T>
 struct GatherKernels {
   // out = code; adds the squares of x - code to eight running sums.
   void (*forward)(const GatherRun<T>& run, const X* x, X* out, double* sums);
   // out = grad + factor * (x - code)
   void (*backward)(const GatherRun<T>& run, const X* x, const X* grad, T factor, X* out);
+  SumKernels<X, T> sum;
 };
 
 // Words that hold `depth` elements: a multiple of `multiple`, the last ones filled up with zeros.

@@ -5,19 +5,11 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include <algorithm>
-#include <limits>
 #include <string>
 #include <tuple>
-#include <vector>
 
 namespace fastvq {
 namespace {
-
-// Up to this many rows, packing the codebook costs more than comparing everything in float64.
-constexpr int64_t kFewRows = 16;
-// Below this many channels codes lie too close for bfloat16 to tell many apart.
-constexpr int64_t kCoarseDepth = 4;
 
 Metric parse_metric(const std::string& name) {
   if (name == "euclidean") return Metric::kEuclidean;
@@ -30,39 +22,6 @@ bool parse_exact(const std::string& name) {
   check(name == "exact" || name == "fast", "precision must be 'exact' or 'fast', got '",
                   name, "'");
   return name == "exact";
-}
-
-void search_certified(const Scan<float>& scan, bool exact) {
-  const Kernels& table = kernels();
-  const int64_t rows = scan.x().count();
-  if (table.coarse == nullptr || scan.codes().depth() < kCoarseDepth) {
-    CertifiedSearch(scan, table.fine, exact).run(rows, nullptr);
-    return;
-  }
-  const std::vector<int64_t> left = CertifiedSearch(scan, *table.coarse, exact).run(rows, nullptr);
-  if (left.empty()) return;
-  CertifiedSearch(scan, table.fine, exact).run(static_cast<int64_t>(left.size()), left.data());
-}
-
-template <class T>
-void search_head(const Rows& x, const Rows& codebook, int64_t head, Metric metric, bool exact,
-                 Answers<T> answers) {
-  Codes<T> codes(codebook, head, metric);
-  if (codes.first() < 0) {
-    for (int64_t r = 0; r < x.count(); ++r) {
-      answers.indices[r * answers.heads] = 0;
-      answers.distances[r * answers.heads] = std::numeric_limits<T>::quiet_NaN();
-    }
-    return;
-  }
-  const Scan<T> scan(x, head, codes, answers);
-  if constexpr (std::is_same_v<T, float>) {
-    if (x.count() > kFewRows) {
-      codes.drop_duplicates();
-      return search_certified(scan, exact);
-    }
-  }
-  scan.run(x.count(), nullptr);
 }
 
 std::tuple<Tensor, Tensor> nearest(Tensor x, Tensor codebook, std::string metric,
@@ -81,11 +40,11 @@ std::tuple<Tensor, Tensor> nearest(Tensor x, Tensor codebook, std::string metric
   for (int64_t head = 0; head < rows.heads; ++head) {
     if (wide) {
       double* distance = distances.mutable_data_ptr<double>();
-      search_head<double>(rows, codes, head, kind, exact,
+      search_head<double>({rows, head}, {codes, head}, kind, exact,
                           {index + head, distance + head, rows.heads});
     } else {
       float* distance = distances.mutable_data_ptr<float>();
-      search_head<float>(rows, codes, head, kind, exact,
+      search_head<float>({rows, head}, {codes, head}, kind, exact,
                          {index + head, distance + head, rows.heads});
     }
   }

@@ -107,4 +107,14 @@ class CertifiedSearch {
   std::atomic<int64_t> unfinished_{0};
 };
 
+// One head of rows, or of codes.
+struct Head {
+  const Rows& rows;
+  int64_t head;
+};
+
+// The whole search of one head, by whichever of the above is fastest.
+template <class T>
+void search_head(Head x, Head codebook, Metric metric, bool exact, Answers<T> answers);
+
 }  // namespace fastvq

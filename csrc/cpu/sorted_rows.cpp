@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "sorted_rows.h"
 
+#include "kernels.h"
 #include "parallel.h"
 
 #include <algorithm>
@@ -13,10 +14,13 @@ constexpr int64_t kRowsPerChunk = 8192;
 
 }  // namespace
 
-SortedRows::SortedRows(const Indices& indices, int64_t head, int64_t rows, int64_t num_codes)
-    : num_codes_(num_codes), starts_(num_codes + 1), ids_(rows) {
+SortedRows::SortedRows(const Rows& x, int64_t head, const Indices& indices, int64_t num_codes)
+    : num_codes_(num_codes), starts_(num_codes + 1), offsets_(x.count() + kOffsetsAhead) {
+  const int64_t rows = x.count();
   const int64_t threads = torch::stable::get_num_threads();
-  const int64_t chunks = std::clamp<int64_t>(rows / kRowsPerChunk, 1, threads);
+  // at least K rows a chunk, so that the tables of counts take no more than the rows
+  const int64_t chunks =
+      std::clamp<int64_t>(rows / std::max(kRowsPerChunk, num_codes), 1, threads);
   const int64_t per_chunk = divide_up(rows, chunks);
   const Buffer<int64_t> next(chunks * num_codes);  // per chunk and code: a count, then a position
   const auto each_row = [&](int64_t chunk, const auto& visit) {
@@ -41,14 +45,15 @@ SortedRows::SortedRows(const Indices& indices, int64_t head, int64_t rows, int64
     }
   }
   starts_[num_codes] = position;
+  std::fill_n(offsets_.get() + position, kOffsetsAhead, 0);
+  const bool flat = x.batch == 1 || x.batch_stride == x.length * x.length_stride;
   run_tasks(chunks, [&](int64_t chunk) {
-    each_row(chunk, [&](int64_t row, int64_t& place) { ids_[place++] = row; });
+    each_row(chunk, [&](int64_t row, int64_t& place) {
+      // a division a row, where rows do not follow one another at one stride
+      offsets_[place++] =
+          flat ? row * x.length_stride + head * x.head_stride : x.offset(row, head);
+    });
   });
-}
-
-int64_t SortedRows::code_at(int64_t position) const {
-  const int64_t* begin = starts_.get();
-  return std::upper_bound(begin, begin + num_codes_ + 1, position) - begin - 1;
 }
 
 }  // namespace fastvq

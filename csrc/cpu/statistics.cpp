@@ -12,7 +12,7 @@
 namespace fastvq {
 namespace {
 
-template <class T>
+template <class X, class T>
 void fill(const Rows& x, const Indices& indices, int64_t num_codes, const Rows* codebook,
           Tensor& counts, Tensor& sums) {
   T* count = counts.mutable_data_ptr<T>();
@@ -20,9 +20,15 @@ void fill(const Rows& x, const Indices& indices, int64_t num_codes, const Rows* 
   for (int64_t head = 0; head < x.heads; ++head) {
     std::optional<DenseCodes<T>> codes;
     if (codebook) codes.emplace(*codebook, head, x.depth);
-    HeadStatistics<T>(x, head, indices, codes ? &*codes : nullptr, num_codes,
-                      count + head * num_codes, sum + head * num_codes * x.depth)
-        .run();
+    const HeadStatistics<T> part{x,         head,
+                                 indices,   codes ? &*codes : nullptr,
+                                 num_codes, count + head * num_codes,
+                                 sum + head * num_codes * x.depth};
+    if (x.depth_stride == 1) {
+      sum_sorted<X>(part);
+    } else {
+      sum_columns(part);
+    }
   }
 }
 
@@ -44,13 +50,17 @@ std::tuple<Tensor, Tensor> statistics(Tensor x, Tensor indices, int64_t num_code
   const int64_t shape[] = {rows.heads, num_codes, rows.depth};
   Tensor counts = torch::stable::empty({shape, 2}, dtype);
   Tensor sums = torch::stable::empty({shape, 3}, dtype);
-  torch::stable::zero_(counts);
-  torch::stable::zero_(sums);
-  if (wide) {
-    fill<double>(rows, chosen, num_codes, codes ? &*codes : nullptr, counts, sums);
-  } else {
-    fill<float>(rows, chosen, num_codes, codes ? &*codes : nullptr, counts, sums);
-  }
+  with_element_type(rows.dtype, [&](auto* element) {
+    using X = std::remove_pointer_t<decltype(element)>;
+    const Rows* origins = codes ? &*codes : nullptr;
+    if constexpr (std::is_same_v<X, double>) {
+      fill<X, double>(rows, chosen, num_codes, origins, counts, sums);
+    } else if (wide) {
+      fill<X, double>(rows, chosen, num_codes, origins, counts, sums);
+    } else {
+      fill<X, float>(rows, chosen, num_codes, origins, counts, sums);
+    }
+  });
   return {counts, sums};
 }
 

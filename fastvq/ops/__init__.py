@@ -3,6 +3,16 @@
 
 from fastvq.ops.nearest import Nearest, nearest
 from fastvq.ops.quantize import Quantize, quantize
+from fastvq.ops.residual import Residual, residual
 from fastvq.ops.statistics import Statistics, statistics
 
-__all__ = ["Nearest", "Quantize", "Statistics", "nearest", "quantize", "statistics"]
+__all__ = [
+    "Nearest",
+    "Quantize",
+    "Residual",
+    "Statistics",
+    "nearest",
+    "quantize",
+    "residual",
+    "statistics",
+]

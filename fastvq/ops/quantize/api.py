@@ -162,5 +162,9 @@ def quantize(
     rows = canonical(x, heads)
     codes = codebook if heads else codebook.unsqueeze(0)
     index = canonical_indices(indices, heads)
-    quantized, commitment_loss, codebook_loss, _ = _StraightThrough.apply(rows, codes, index)
+    if torch.is_grad_enabled() and (x.requires_grad or codebook.requires_grad):
+        quantized, commitment_loss, codebook_loss, _ = _StraightThrough.apply(rows, codes, index)
+    else:
+        # a Function costs more than the rest of a small call
+        quantized, commitment_loss, codebook_loss, _ = _StraightThrough.forward(rows, codes, index)
     return Quantize(quantized.reshape(x.shape), commitment_loss, codebook_loss)
