@@ -50,6 +50,6 @@ $(VENV)/.dependencies: constraints.txt pyproject.toml | $(VENV)/.python
 	@touch $@
 
 $(VENV)/.extension: $(VENV)/.dependencies setup.py $(SOURCES)
-	$(PIP) install -q -c constraints.txt -e '.[train,bench,dev]'
+	$(PIP) install -q -c constraints.txt -e '.[train,bench,compat,dev]'
 	@$(BIN)/python -c 'import fastvq; print(*fastvq.backends(), sep="\n")'
 	@touch $@

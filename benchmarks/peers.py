@@ -68,3 +68,17 @@ def lucidrains(dim: int, codebook_size: int) -> torch.nn.Module:
         commitment_weight=0.25,
         rotation_trick=False,
     )
+
+
+def lucidrains_residual(dim: int, codebook_size: int, levels: int) -> torch.nn.Module:
+    """lucidrains' ResidualVQ with the same settings at every level."""
+    from vector_quantize_pytorch import ResidualVQ
+
+    return ResidualVQ(
+        dim=dim,
+        codebook_size=codebook_size,
+        num_quantizers=levels,
+        decay=0.99,
+        commitment_weight=0.25,
+        rotation_trick=False,
+    )

@@ -1,16 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Vector quantization for PyTorch at the speed of the hardware."""
 
+import importlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
 from fastvq import nn, ops
 from fastvq._backends import BackendStatus, backends, use_backend
 from fastvq.nn import (
+    BSQ,
     EMA,
+    FSQ,
+    LFQ,
     Frozen,
     Given,
     Gradient,
     KMeans,
     Quantized,
+    RandomProjectionQuantizer,
+    ResidualVQ,
     Revival,
+    SimVQ,
     Uniform,
     Usage,
     VectorQuantizer,
@@ -18,18 +28,37 @@ from fastvq.nn import (
 
 __version__ = "0.1.0"
 
+# `compat` stands above these names, and the first who asks for it loads it
+accelerate: Callable[..., Any]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name not in ("accelerate", "compat"):
+            raise AttributeError(f"module 'fastvq' has no attribute {name!r}")
+        compat = importlib.import_module("fastvq.compat")
+        return compat if name == "compat" else compat.accelerate
+
+
 __all__ = [
+    "BSQ",
     "EMA",
+    "FSQ",
+    "LFQ",
     "BackendStatus",
     "Frozen",
     "Given",
     "Gradient",
     "KMeans",
     "Quantized",
+    "RandomProjectionQuantizer",
+    "ResidualVQ",
     "Revival",
+    "SimVQ",
     "Uniform",
     "Usage",
     "VectorQuantizer",
+    "accelerate",
     "backends",
     "nn",
     "ops",

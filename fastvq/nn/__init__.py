@@ -1,21 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """Quantizers: modules with state, one a file."""
 
+from fastvq.nn.bsq import BSQ
 from fastvq.nn.codebook import Codebook, Usage
+from fastvq.nn.fsq import FSQ
 from fastvq.nn.learning import EMA, Frozen, Gradient
+from fastvq.nn.lfq import LFQ
+from fastvq.nn.quantized import Quantized
+from fastvq.nn.random_projection import RandomProjectionQuantizer
+from fastvq.nn.residual_vq import ResidualVQ
 from fastvq.nn.revival import Revival
+from fastvq.nn.simvq import SimVQ
 from fastvq.nn.start import Given, KMeans, Uniform
-from fastvq.nn.vector_quantizer import Quantized, VectorQuantizer
+from fastvq.nn.vector_quantizer import VectorQuantizer
 
 __all__ = [
+    "BSQ",
     "EMA",
+    "FSQ",
+    "LFQ",
     "Codebook",
     "Frozen",
     "Given",
     "Gradient",
     "KMeans",
     "Quantized",
+    "RandomProjectionQuantizer",
+    "ResidualVQ",
     "Revival",
+    "SimVQ",
     "Uniform",
     "Usage",
     "VectorQuantizer",

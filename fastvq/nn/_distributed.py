@@ -6,6 +6,7 @@ The group is looked up at every use: a module may be built before the processes 
 
 from __future__ import annotations
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -15,12 +16,13 @@ def distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def sum_over_processes(tensor: Tensor) -> Tensor:
-    """The sum of every process's tensor; all must call it with the same shape."""
-    if distributed():
-        tensor = tensor.contiguous()
-        dist.all_reduce(tensor)
-    return tensor
+def sum_over_processes(counts: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
+    """Every process's counts ``[H, K]`` and sums ``[H, K, D]`` added up, in one reduction."""
+    if not distributed():
+        return counts, sums
+    packed = torch.cat([counts.unsqueeze(-1), sums], dim=-1)
+    dist.all_reduce(packed)
+    return packed[..., 0], packed[..., 1:]
 
 
 def of_first_process(tensor: Tensor) -> Tensor:

@@ -103,10 +103,18 @@ class Codebook(nn.Module):
             return
         if usable is None:
             usable = x.new_ones(x.shape[:2], dtype=torch.bool)
-        centres, found = starts.kmeans(x, usable, self.vectors, self.start.iterations)
+        self._start_from(*self._centres(x, usable, self.start))
+
+    def _centres(self, x: Tensor, usable: Tensor, start: KMeans) -> tuple[Tensor, Tensor]:
+        """Normalized centres ``[H, K, D]``, and whether there was something to find them in."""
+        centres, found = starts.kmeans(x, usable, self.vectors, start.iterations)
+        return self._normalized(centres), found
+
+    def _start_from(self, centres: Tensor, found: Tensor) -> None:
+        """Takes the first process's centres for codes, unless the codes have started."""
         centres = of_first_process(centres)
         begins = of_first_process(found.to(centres.dtype)).bool() & ~self.started
-        self.vectors.copy_(torch.where(begins, self._normalized(centres), self.vectors))
+        self.vectors.copy_(torch.where(begins, centres, self.vectors))
         self.started.logical_or_(begins)
         # a graph cannot look, and takes its first batch for usable
         if torch.compiler.is_compiling():
@@ -117,9 +125,11 @@ class Codebook(nn.Module):
         """One training step from x ``[B, M, H, D]`` and its indices ``[B, M, H]``."""
         codes = self.vectors.shape[1]
         statistics = ops.statistics(x, indices, (x.shape[-2], codes), codebook=self.vectors)
-        packed = torch.cat([statistics.counts.unsqueeze(-1), statistics.sums], dim=-1)
-        packed = sum_over_processes(packed)  # [H, K, 1 + D], one reduction
-        counts, residuals = packed[..., 0], packed[..., 1:]
+        self._learn_from(*statistics, x, indices)
+
+    def _learn_from(self, counts: Tensor, residuals: Tensor, x: Tensor, indices: Tensor) -> None:
+        """The step, given this process's counts ``[H, K]`` and residuals ``[H, K, D]``."""
+        counts, residuals = sum_over_processes(counts, residuals)
         due: Tensor | bool = True
         if isinstance(self.learning, EMA) and self.learning.every > 1:
             counts, residuals, due = self._accumulate(counts, residuals, self.learning.every)
@@ -158,30 +168,39 @@ class Codebook(nn.Module):
             return
         # a count long unused may reach zero; its residual is then zero as well
         rate = (1 - decay) / size.clamp_min(torch.finfo(size.dtype).tiny)
-        moved = self.vectors + rate.unsqueeze(-1) * residuals.to(self.vectors.dtype)
+        step = rate.unsqueeze(-1) * residuals.to(self.vectors.dtype)
         # sums of finite vectors may overflow; a code they reach stays where it is
-        moved = torch.where(torch.isfinite(moved), moved, self.vectors)
-        self._write(self.vectors, self._normalized(moved), due)
+        step = step.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+        self._write(self.vectors, self._normalized(step.add_(self.vectors)), due)
 
     def _revive(self, x: Tensor, indices: Tensor, due: Tensor | bool, revival: Revival) -> None:
         """Puts a random vector of the batch in the place of each dead code."""
-        images, rows, heads, _ = x.shape
+        images, rows = indices.shape[:2]
         uniform = self.cluster_size.mean(-1, keepdim=True)  # [H, 1]
         dead = self.cluster_size < revival.threshold * uniform  # [H, K]
+        if self._may_look(dead) and not dead.any():
+            return
         if images * rows == 0:
             # an empty batch revives nothing, and still takes part in what the processes share
-            found, fit = torch.zeros_like(self.vectors), torch.zeros_like(dead)
+            found = torch.full_like(self.vectors, torch.nan)
         else:
             pick = torch.randint(images * rows, dead.shape, device=x.device)
-            where = (pick // rows, pick % rows, torch.arange(heads, device=x.device).unsqueeze(-1))
-            found = x[where].to(self.vectors.dtype)  # [H, K, D]
-            fit = (indices[where] >= 0) & torch.isfinite(found).all(-1)
-        packed = torch.cat([found, fit.unsqueeze(-1).to(found.dtype)], dim=-1)
-        packed = of_first_process(packed)
-        found, fit = packed[..., :-1], packed[..., -1] > 0
-        chosen = dead & fit & due
+            found = self._vectors_at(pick // rows, pick % rows, x, indices)  # [H, K, D]
+        found = of_first_process(found)
+        chosen = dead & torch.isfinite(found).all(-1) & due
         self.vectors.copy_(torch.where(chosen.unsqueeze(-1), found, self.vectors))
         self.cluster_size.copy_(torch.where(chosen, uniform, self.cluster_size))
+
+    def _vectors_at(self, image: Tensor, row: Tensor, x: Tensor, indices: Tensor) -> Tensor:
+        """What each head saw at places ``[H, K]`` of x; NaN where it had no code there."""
+        where = (image, row, torch.arange(len(image), device=x.device).unsqueeze(-1))
+        usable = (indices[where] >= 0).unsqueeze(-1)
+        return torch.where(usable, x[where].to(self.vectors.dtype), torch.nan)
+
+    @staticmethod
+    def _may_look(tensor: Tensor) -> bool:
+        """Whether a branch may depend on the tensor: a GPU would wait, and a graph cannot."""
+        return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
     @staticmethod
     def _write(target: Tensor, value: Tensor, due: Tensor | bool) -> None:

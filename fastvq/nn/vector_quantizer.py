@@ -3,33 +3,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
 from fastvq import _checks, ops
+from fastvq.nn import _layout
 from fastvq.nn.codebook import Codebook, Usage
 from fastvq.nn.learning import EMA, Frozen, Gradient, Learning
+from fastvq.nn.quantized import Quantized
 from fastvq.nn.revival import Revival
 from fastvq.nn.start import Given, KMeans, Start, Uniform
 from fastvq.ops._layout import compute_dtype
 from fastvq.ops.nearest.api import METRICS, Metric
-
-
-class Quantized(NamedTuple):
-    """What a quantizer returns.
-
-    Attributes:
-        quantized: the vectors of the codes, in the shape and dtype of the input.
-        indices: int64, the shape of the input without its channels, ``[..., H]`` with several
-            heads; -1 where masked.
-        loss: 0-d, weighted, ready to add to the model's loss.
-    """
-
-    quantized: Tensor
-    indices: Tensor
-    loss: Tensor
 
 
 class VectorQuantizer(nn.Module):
@@ -154,7 +139,8 @@ class VectorQuantizer(nn.Module):
         quantized = self.project_out(out.quantized.to(x.dtype).flatten(-2)).to(x.dtype)
         if usable is not None:
             quantized = torch.where(usable.unsqueeze(-1), quantized, 0)
-        return Quantized(self._vectors_out(quantized, x), self._indices_out(indices, x), loss)
+        quantized = _layout.vectors_out(quantized, x, self.channel_dim)
+        return Quantized(quantized, self._indices_out(indices, x), loss)
 
     def encode(self, x: Tensor) -> Tensor:
         """The indices of x, int64: the shape of x without its channels, ``[..., H]`` with heads."""
@@ -210,19 +196,8 @@ class VectorQuantizer(nn.Module):
 
     def _rows(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x as ``[B, M, H, d]``: a view of it unless a projection or a normalization comes in."""
-        _checks.floating("x", x)
-        if not -x.ndim <= self.channel_dim < x.ndim or x.shape[self.channel_dim] != self.dim:
-            raise ValueError(
-                f"x must have dim = {self.dim} channels in dimension channel_dim = "
-                f"{self.channel_dim}, got {_checks.shape(x)}"
-            )
-        if mask is not None:
-            self._check_mask(mask, x)
-        # flat before the channels move, which is also the order that torch.compile can follow
-        if x.ndim > 2:
-            rows = x.movedim(self.channel_dim, 1).flatten(2).movedim(1, -1)  # [B, M, dim]
-        else:
-            rows = x.movedim(self.channel_dim, -1).reshape(1, -1, self.dim)
+        _layout.check_input(x, mask, self.dim, self.channel_dim)
+        rows = _layout.rows_of(x, self.channel_dim)  # [B, M, dim]
         if mask is not None and (self.projects or self.book.unit_norm):
             # what padding holds must not reach the gradient of a projection or a norm
             rows = torch.where(mask.reshape(rows.shape[:2]).unsqueeze(-1), rows, 0)
@@ -231,36 +206,12 @@ class VectorQuantizer(nn.Module):
             rows = nn.functional.normalize(rows.to(compute_dtype(rows)), dim=-1)
         return rows
 
-    def _vectors_out(self, vectors: Tensor, x: Tensor) -> Tensor:
-        """Vectors ``[B, M, dim]`` in the shape of x."""
-        if x.ndim <= 2:
-            return vectors.reshape(*self._leading(x), self.dim).movedim(-1, self.channel_dim)
-        shape = x.movedim(self.channel_dim, 1).shape
-        return vectors.movedim(-1, 1).reshape(shape).movedim(1, self.channel_dim)
-
     def _search(self, rows: Tensor, codes: Tensor) -> Tensor:
         # rows and codes are unit vectors under cosine, where the squared euclidean distance has
         # the same order and needs no norms
         metric: Metric = "dot" if self.metric == "dot" else "euclidean"
         return ops.nearest(rows, codes, metric=metric).indices
 
-    def _check_mask(self, mask: Tensor, x: Tensor) -> None:
-        if not isinstance(mask, Tensor):
-            raise TypeError(f"mask must be a tensor, got {type(mask).__name__}")
-        if mask.dtype != torch.bool:
-            raise TypeError(f"mask must be bool, got {_checks.dtype_name(mask)}")
-        leading = list(self._leading(x))
-        if _checks.shape(mask) != leading:
-            raise ValueError(
-                f"mask must be {leading}, the shape of x without its channels, "
-                f"got {_checks.shape(mask)}"
-            )
-
-    def _leading(self, x: Tensor) -> torch.Size:
-        """The shape of x without its channels."""
-        axis = self.channel_dim % x.ndim
-        return x.shape[:axis] + x.shape[axis + 1 :]
-
     def _indices_out(self, indices: Tensor, x: Tensor) -> Tensor:
-        leading = self._leading(x)
+        leading = _layout.leading(x, self.channel_dim)
         return indices.reshape(leading if self.heads == 1 else (*leading, self.heads))

@@ -14,6 +14,7 @@ NEAREST_BUDGET = 1e-5
 _WORKSPACE = 1 << 24
 
 
+@torch.no_grad()
 def exact_distances(x: Tensor, codebook: Tensor, metric: str = "euclidean") -> Tensor:
     """Float64 distances ``[N, K]`` of x ``[N, D]`` to the codebook ``[K, D]``.
 

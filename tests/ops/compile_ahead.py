@@ -61,6 +61,9 @@ CASES = (
     Case("lookup", 4096, 1024, 1000, x=BRAIN),
     Case("lookup", 4096, 512, 64, x=BRAIN, codebook=BRAIN, channels_first=True),
     Case("lookup", 4096, 512, 64, x=BRAIN, codebook=DOUBLE),
+    Case("residual", 4096, 64, 128),
+    Case("residual", 8192, 64, 128),
+    Case("residual", 256, 16, 64, x=BRAIN, codebook=DOUBLE),
 )
 
 
@@ -92,6 +95,14 @@ def launch(case: Case) -> None:
     indices = torch.zeros(1, case.rows, 1, dtype=torch.int64)
     if case.op == "nearest":
         nearest(x, codebook, case.metric, "exact")
+        return
+    if case.op == "residual":
+        # its search goes through the dispatcher, which runs it on the CPU
+        residual = import_module("fastvq.ops.residual._triton")
+        rows, codebooks = x.squeeze(2), codebook.expand(3, -1, -1)
+        residual.residual(rows, codebooks, None)
+        factors = torch.zeros(3, dtype=torch.promote_types(case.codebook, FLOAT))
+        residual.residual_backward(rows, factors, rows, codebooks, indices.expand(-1, -1, 3))
         return
     quantize.quantize(x, codebook, indices)
     quantize.quantize_backward(x, torch.zeros(()), x, codebook, indices)

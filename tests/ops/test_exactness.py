@@ -75,7 +75,7 @@ def scores(x: Tensor, codebook: Tensor, metric: str) -> tuple[Tensor, Tensor]:
 
 
 def count_wrong(x: Tensor, codebook: Tensor, indices: Tensor, metric: str) -> int:
-    """Rows whose code breaks the promise; what the expanded form cannot tell goes by differences."""
+    """Rows whose code breaks the promise; differences tell what the expanded form cannot."""
     equal = (codebook.unsqueeze(0) == codebook.unsqueeze(1)).all(-1).int().argmax(-1)
     assert torch.equal(equal[indices], indices), "not the lowest of equal codes"
     wrong = 0

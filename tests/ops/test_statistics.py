@@ -101,6 +101,28 @@ def test_bad_rows_are_left_out(backend):
     assert actual.counts.sum() == 57
 
 
+def test_bad_rows_of_a_code_that_takes_most(backend):
+    x = torch.randn(3000, 12)
+    x[::501, 3] = torch.nan
+    x[1500:1700] = torch.inf
+    codebook = torch.randn(9, 12)
+    indices = torch.where(torch.rand(3000) < 0.9, 4, torch.randint(9, (3000,)))
+    for origin in (None, codebook):
+        check(x, indices, 9, origin)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_every_16_bit_value(backend, dtype):
+    # neighbours share their exponent, so that whole rows are finite or not
+    x = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype).view(512, 128)
+    counts, sums = statistics(x, torch.arange(512), 512)
+    finite = torch.isfinite(x)
+    assert torch.equal(counts, finite.all(-1).float())
+    # the interpreter of Triton takes the subnormals of bfloat16, which are float32's, for zero
+    exact = torch.where(finite, x.double(), 0)
+    testing.assert_within(sums, exact, torch.finfo(torch.float32).smallest_normal)
+
+
 def test_same_bits_every_time(backend):
     x, indices = torch.randn(3000, 12), torch.randint(0, 9, (3000,))
     first = statistics(x, indices, 9)

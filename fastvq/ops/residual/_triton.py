@@ -69,7 +69,8 @@ def _blocks(channels: int) -> tuple[int, int]:
 
 @triton.jit
 def _step_kernel(
-    rest_ptr, quantized_ptr, codes_ptr, indices_ptr, squares_ptr, N, stride_in, stride_ck, stride_cd,
+    rest_ptr, quantized_ptr, codes_ptr, indices_ptr, squares_ptr,
+    N, stride_in, stride_ck, stride_cd,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Takes the code of each row from its residual to its sum; one partial loss a program."""
@@ -105,9 +106,9 @@ def _backward_kernel(
     d = (tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)).to(tl.int64)[None, :]
     live = (n < N)[:, None] & (d < D)
     b, m = (n // M)[:, None], (n % M)[:, None]
-    rest = tl.load(
-        x_ptr + b * stride_xb + m * stride_xm + d * stride_xd, mask=live, other=0.0
-    ).to(T)
+    rest = tl.load(x_ptr + b * stride_xb + m * stride_xm + d * stride_xd, mask=live, other=0.0).to(
+        T
+    )
     grad = tl.load(
         grad_ptr + b * stride_gb + m * stride_gm + d * stride_gd, mask=live, other=0.0
     ).to(T)

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What quantizers without a codebook share: codes on a grid, computed and never stored."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fastvq import _checks
+from fastvq.nn import _layout
+from fastvq.nn.quantized import Quantized
+from fastvq.ops._layout import compute_dtype
+
+
+class GridQuantizer(nn.Module):
+    """Cuts every channel by itself into a digit; the digits of a vector are its index.
+
+    Index i has digit ``i // places[j] % levels[j]`` in channel j. Between the projections all is
+    done in float32 (float64 for float64) and int64, whatever the dtype of the model.
+    """
+
+    _levels: Tensor
+    _places: Tensor
+    dtype_probe: Tensor
+
+    def __init__(
+        self, levels: Sequence[int], places: Sequence[int], dim: int | None, channel_dim: int
+    ) -> None:
+        super().__init__()
+        width = len(levels)
+        self.dim = width if dim is None else dim
+        _checks.positive("dim", self.dim)
+        self.codebook_size, self.channel_dim = math.prod(levels), channel_dim
+        if self.codebook_size >= 2**63:
+            raise ValueError(f"codebook_size must be below 2**63, got {self.codebook_size}")
+        self.projects = self.dim != width
+        self.project_in = nn.Linear(self.dim, width) if self.projects else nn.Identity()
+        self.project_out = nn.Linear(width, self.dim) if self.projects else nn.Identity()
+        # integers, which module.to(dtype) leaves alone
+        self.register_buffer("_levels", torch.tensor(levels), persistent=False)
+        self.register_buffer("_places", torch.tensor(places), persistent=False)
+        # follows module.to(dtype): the dtype of what `decode` returns
+        self.register_buffer("dtype_probe", torch.empty(0), persistent=False)
+
+    @abstractmethod
+    def _cut(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The vectors that the codes of z ``[B, M, d]`` stand for, and the digits, int64."""
+
+    @abstractmethod
+    def _values(self, digits: Tensor, dtype: torch.dtype) -> Tensor:
+        """The codes of digits ``[..., d]``."""
+
+    @abstractmethod
+    def _loss(self, soft: Tensor, codes: Tensor, counted: Tensor) -> Tensor:
+        """0-d, from the rows ``[B, M, d]`` that counted ``[B, M]`` marks."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Quantized:
+        """Quantizes x.
+
+        Args:
+            x: vectors with ``dim`` channels in dimension ``channel_dim``.
+            mask: bool, the shape of x without its channels; where false the position is padding:
+                output 0, index -1, no loss, no gradient.
+        """
+        z, good = self._latents(x, mask)
+        soft, digits = self._cut(z)
+        digits = torch.where(good, digits, 0)
+        codes = self._values(digits, z.dtype)
+        usable = good if mask is None else good & mask.reshape(z.shape[:2]).unsqueeze(-1)
+        # a bad row is in no sum, and yet it shows
+        loss = self._loss(soft, codes, usable.squeeze(-1)) + torch.where(good.all(), 0.0, torch.nan)
+        # the value of the code to the last bit, the gradient of what it stands for
+        quantized = codes + (soft - soft.detach())
+        # autocast may have put the projections in 16 bits; the output is of the input's dtype
+        quantized = self.project_out(quantized.to(x.dtype)).to(x.dtype)
+        indices = (digits * self._places).sum(-1)
+        if mask is not None:
+            present = mask.reshape(indices.shape)
+            indices = torch.where(present, indices, -1)
+            quantized = torch.where(present.unsqueeze(-1), quantized, 0)
+        quantized = _layout.vectors_out(quantized, x, self.channel_dim)
+        return Quantized(quantized, indices.reshape(_layout.leading(x, self.channel_dim)), loss)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The indices of x, int64: the shape of x without its channels."""
+        z, good = self._latents(x)
+        digits = torch.where(good, self._cut(z)[1], 0)
+        return (digits * self._places).sum(-1).reshape(_layout.leading(x, self.channel_dim))
+
+    def decode(self, indices: Tensor) -> Tensor:
+        """The vectors of indices, with ``dim`` channels in dimension ``channel_dim``.
+
+        Args:
+            indices: integers of any width and shape; -1 decodes to zeros.
+
+        Raises:
+            TypeError: the indices are not integers.
+            IndexError: (on the CPU) an index is out of range.
+        """
+        _checks.integers("indices", indices)
+        _checks.index_range(indices, self.codebook_size)
+        indices = indices.long().unsqueeze(-1)
+        digits = indices.clamp_min(0) // self._places % self._levels
+        dtype = self.dtype_probe.dtype
+        vectors = self.project_out(self._values(digits, compute_dtype(self.dtype_probe)).to(dtype))
+        vectors = torch.where(indices >= 0, vectors, 0)
+        # contiguous, as forward's output is for contiguous input
+        return vectors.movedim(-1, self.channel_dim).contiguous()
+
+    def _latents(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Rows ``[B, M, d]`` to be cut, zeros where not finite, and which were: ``[B, M, 1]``."""
+        _layout.check_input(x, mask, self.dim, self.channel_dim)
+        rows = _layout.rows_of(x, self.channel_dim)  # [B, M, dim]
+        if mask is not None:
+            # what padding holds must not reach the gradient of a projection
+            rows = torch.where(mask.reshape(rows.shape[:2]).unsqueeze(-1), rows, 0)
+        z = self.project_in(rows)
+        z = z.to(compute_dtype(z))
+        good = torch.isfinite(z).all(-1, keepdim=True)
+        return torch.where(good, z, 0), good
+
+    def extra_repr(self) -> str:
+        """The arguments that every such quantizer has."""
+        return f"dim={self.dim}, channel_dim={self.channel_dim}"

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How every quantizer sees its input: as rows ``[B, M, dim]``, whatever the layout; and back."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastvq import _checks
+
+
+def check_input(x: Tensor, mask: Tensor | None, dim: int, channel_dim: int) -> None:
+    """Raises unless x has ``dim`` channels there and the mask is bool of its other dimensions."""
+    _checks.floating("x", x)
+    if not -x.ndim <= channel_dim < x.ndim or x.shape[channel_dim] != dim:
+        raise ValueError(
+            f"x must have dim = {dim} channels in dimension channel_dim = {channel_dim}, "
+            f"got {_checks.shape(x)}"
+        )
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask must be a tensor, got {type(mask).__name__}")
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask must be bool, got {_checks.dtype_name(mask)}")
+    wanted = list(leading(x, channel_dim))
+    if _checks.shape(mask) != wanted:
+        raise ValueError(
+            f"mask must be {wanted}, the shape of x without its channels, got {_checks.shape(mask)}"
+        )
+
+
+def leading(x: Tensor, channel_dim: int) -> torch.Size:
+    """The shape of x without its channels."""
+    axis = channel_dim % x.ndim
+    return x.shape[:axis] + x.shape[axis + 1 :]
+
+
+def rows_of(x: Tensor, channel_dim: int) -> Tensor:
+    """x as ``[B, M, dim]``, a view wherever one exists."""
+    # flat before the channels move, which is also the order that torch.compile can follow
+    if x.ndim > 2:
+        return x.movedim(channel_dim, 1).flatten(2).movedim(1, -1)
+    return x.movedim(channel_dim, -1).reshape(1, -1, x.shape[channel_dim])
+
+
+def vectors_out(rows: Tensor, x: Tensor, channel_dim: int) -> Tensor:
+    """Rows ``[B, M, dim]`` in the shape of x."""
+    if x.ndim <= 2:
+        shape = (*leading(x, channel_dim), rows.shape[-1])
+        return rows.reshape(shape).movedim(-1, channel_dim)
+    shape = x.movedim(channel_dim, 1).shape
+    return rows.movedim(-1, 1).reshape(shape).movedim(1, channel_dim)

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``ResidualVQ``: codebooks in a row, of which each codes what the ones before it left over."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fastvq import _checks, ops
+from fastvq.nn import _layout
+from fastvq.nn import start as starts
+from fastvq.nn.codebook import Codebook, Usage
+from fastvq.nn.learning import EMA, Frozen, Gradient, Learning
+from fastvq.nn.quantized import Quantized
+from fastvq.nn.revival import Revival
+from fastvq.nn.start import Given, KMeans, Start, Uniform
+
+
+class ResidualVQ(nn.Module):
+    r"""Replaces every vector by a sum of codes, one of each of Q codebooks.
+
+    .. math:: r_1 = x, \qquad i_q = \arg\min_k \lVert r_q - c_{q,k} \rVert, \qquad
+              r_{q+1} = r_q - c_{q,i_q}, \qquad \hat x = \sum_q c_{q,i_q}
+
+    .. math:: L = \beta \sum_q \lVert r_q - \operatorname{sg}[c_{q,i_q}] \rVert^2
+              \; (+ \, w \sum_q \lVert \operatorname{sg}[r_q] - c_{q,i_q} \rVert^2
+              \text{ under Gradient}(w))
+
+    each term averaged over the elements. The gradient of the output passes to the input unchanged.
+    In training the output uses the codes from before the step's update; in eval nothing changes.
+
+    Args:
+        dim: channels of the input.
+        codebook_size: K, the number of codes of each level.
+        num_quantizers: Q, the number of levels.
+        codebook_dim: channels of a code, ``dim`` unless given; where it is not ``dim``, one linear
+            projection goes in and one out.
+        learning: :class:`EMA`, :class:`Gradient` or :class:`Frozen`.
+        start: :class:`KMeans` (of each level's residuals in turn), :class:`Uniform` or
+            :class:`Given` vectors ``[Q, K, D]``.
+        revival: how dead codes come back, or ``None``. Without effect under ``Frozen``.
+        commitment_weight: :math:`\beta`.
+        dropout: the probability, in training, that a sample of the batch takes only the first n
+            levels, n uniform in 1 to Q; the levels it leaves out have index -1. A model trained so
+            can be decoded from any number of levels.
+        channel_dim: the dimension of the channels: -1, or 1 for images, audio and video.
+
+    Raises:
+        TypeError, ValueError: an argument or input does not fit; the text says what was expected.
+
+    Note:
+        As :class:`VectorQuantizer`: deterministic given torch's random state, contained NaN rows,
+        one reduction of counts and sums a step with several processes.
+
+    Source: 2107.03312 (SoundStream), sections III-C and III-D; 2203.01941 (RQ-VAE), section 3.1;
+    dropout per sample: 2306.06546 (DAC), section 3.2.
+
+    Example:
+        >>> import torch, fastvq
+        >>> rvq = fastvq.ResidualVQ(dim=128, codebook_size=1024, num_quantizers=8, channel_dim=1)
+        >>> quantized, indices, loss = rvq(torch.randn(2, 128, 50))
+        >>> quantized.shape, indices.shape, loss.shape
+        (torch.Size([2, 128, 50]), torch.Size([2, 50, 8]), torch.Size([]))
+    """
+
+    dtype_probe: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        codebook_size: int,
+        num_quantizers: int,
+        *,
+        codebook_dim: int | None = None,
+        learning: Learning = EMA(),
+        start: Start = KMeans(),
+        revival: Revival | None = Revival(),
+        commitment_weight: float = 0.25,
+        dropout: float = 0.0,
+        channel_dim: int = -1,
+    ) -> None:
+        super().__init__()
+        codebook_dim = dim if codebook_dim is None else codebook_dim
+        for name, value in (
+            ("dim", dim),
+            ("codebook_size", codebook_size),
+            ("num_quantizers", num_quantizers),
+            ("codebook_dim", codebook_dim),
+        ):
+            _checks.positive(name, value)
+        _checks.fraction("commitment_weight", commitment_weight, high=float("inf"))
+        _checks.fraction("dropout", dropout)
+        _checks.instance("learning", learning, EMA, Gradient, Frozen)
+        _checks.instance("start", start, KMeans, Uniform, Given)
+        if revival is not None:
+            _checks.instance("revival", revival, Revival)
+        self.dim, self.codebook_size, self.num_quantizers = dim, codebook_size, num_quantizers
+        self.codebook_dim, self.channel_dim = codebook_dim, channel_dim
+        self.commitment_weight, self.dropout = commitment_weight, dropout
+        self.book = _Levels(
+            num_quantizers,
+            codebook_size,
+            codebook_dim,
+            learning=learning,
+            start=start,
+            revival=None if isinstance(learning, Frozen) else revival,
+            unit_norm=False,
+        )
+        projects = codebook_dim != dim
+        self.project_in = nn.Linear(dim, codebook_dim) if projects else nn.Identity()
+        self.project_out = nn.Linear(codebook_dim, dim) if projects else nn.Identity()
+        # follows module.to(dtype), which the codes do not: the dtype of what `decode` returns
+        self.register_buffer("dtype_probe", torch.empty(0), persistent=False)
+
+    @property
+    def codebook(self) -> Tensor:
+        """The codes of all levels ``[Q, K, D]``."""
+        return self.book.codes()
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Quantized:
+        """Quantizes x; in training the codebooks learn from it.
+
+        Args:
+            x: vectors with ``dim`` channels in dimension ``channel_dim``.
+            mask: bool, the shape of x without its channels; where false the position is padding:
+                output 0, indices -1, no loss, no part in learning.
+
+        Returns:
+            :class:`Quantized` with indices ``[..., Q]``.
+        """
+        _layout.check_input(x, mask, self.dim, self.channel_dim)
+        rows = _layout.rows_of(x, self.channel_dim)  # [B, M, dim]
+        usable = None if mask is None else mask.reshape(rows.shape[:2])
+        if usable is not None:
+            # what padding holds must not reach the gradient of the projection
+            rows = torch.where(usable.unsqueeze(-1), rows, 0)
+        rows = self.project_in(rows)
+        if self.training:
+            self.book.begin(rows.detach(), usable)
+        out = ops.residual(rows, self.book.snapshot(), levels=self._levels(rows, usable))
+        if self.training:
+            self.book.learn(rows.detach(), out.indices)
+        loss = self.commitment_weight * out.commitment_losses.sum()
+        if isinstance(self.book.learning, Gradient):
+            loss = loss + self.book.learning.weight * out.codebook_losses.sum()
+        # autocast may have put the projections in 16 bits; the output is of the input's dtype
+        quantized = self.project_out(out.quantized.to(x.dtype)).to(x.dtype)
+        if usable is not None:
+            quantized = torch.where(usable.unsqueeze(-1), quantized, 0)
+        quantized = _layout.vectors_out(quantized, x, self.channel_dim)
+        return Quantized(quantized, self._indices_out(out.indices, x), loss)
+
+    def encode(self, x: Tensor, levels: int | None = None) -> Tensor:
+        """The indices of x ``[..., Q]``, or ``[..., levels]`` of the first levels alone."""
+        levels = self.num_quantizers if levels is None else levels
+        if not 1 <= levels <= self.num_quantizers:
+            raise ValueError(f"levels must be in [1, {self.num_quantizers}], got {levels}")
+        _layout.check_input(x, None, self.dim, self.channel_dim)
+        rows = self.project_in(_layout.rows_of(x, self.channel_dim))
+        return self._indices_out(ops.residual(rows, self.book.codes()[:levels]).indices, x)
+
+    def decode(self, indices: Tensor) -> Tensor:
+        """The vectors of indices, with ``dim`` channels in dimension ``channel_dim``.
+
+        Args:
+            indices: integers of any width ``[..., q]`` of the first q levels, 1 to Q; a level of
+                -1 adds nothing, and where all are -1 the vector is zero.
+
+        Raises:
+            TypeError: the indices are not integers.
+            ValueError: the last dimension is not 1 to Q.
+            IndexError: (on the CPU) an index is out of range.
+        """
+        _checks.integers("indices", indices)
+        if indices.ndim == 0 or not 1 <= indices.shape[-1] <= self.num_quantizers:
+            raise ValueError(
+                f"indices must be [..., q] with q in [1, {self.num_quantizers}], "
+                f"got {_checks.shape(indices)}"
+            )
+        _checks.index_range(indices, self.codebook_size)
+        indices = indices.long()
+        total = None
+        for level, codes in zip(indices.unbind(-1), self.book.codes(), strict=False):
+            code = nn.functional.embedding(level.clamp_min(0), codes)
+            code = torch.where((level >= 0).unsqueeze(-1), code, 0)
+            total = code if total is None else total + code
+        assert total is not None
+        vectors = self.project_out(total.to(self.dtype_probe.dtype))
+        vectors = torch.where((indices >= 0).any(-1, keepdim=True), vectors, 0)
+        # contiguous, as forward's output is for contiguous input: what follows then has the same
+        # layout, and so the same bits, either way
+        return vectors.movedim(-1, self.channel_dim).contiguous()
+
+    def usage(self) -> Usage:
+        """How the codebooks are used, from the moving average of their counts in training.
+
+        Perplexity is the mean over levels. Waits for the device: call it when logging.
+        """
+        return self.book.usage()
+
+    def extra_repr(self) -> str:
+        """The arguments that are not shown by the codebook."""
+        return (
+            f"dim={self.dim}, codebook_size={self.codebook_size}, "
+            f"num_quantizers={self.num_quantizers}, codebook_dim={self.codebook_dim}, "
+            f"commitment_weight={self.commitment_weight}, dropout={self.dropout}, "
+            f"channel_dim={self.channel_dim}"
+        )
+
+    def _levels(self, rows: Tensor, usable: Tensor | None) -> Tensor | None:
+        """How many levels each row takes ``[B, M]``; ``None`` for all."""
+        levels = None
+        if self.training and self.dropout > 0:
+            size, device = (rows.shape[0], 1), rows.device
+            some = torch.randint(1, self.num_quantizers + 1, size, device=device)
+            drops = torch.rand(size, device=device) < self.dropout
+            levels = torch.where(drops, some, self.num_quantizers).expand(rows.shape[:2])
+        if usable is not None:
+            levels = torch.where(usable, self.num_quantizers if levels is None else levels, 0)
+        return levels
+
+    def _indices_out(self, indices: Tensor, x: Tensor) -> Tensor:
+        return indices.reshape(*_layout.leading(x, self.channel_dim), indices.shape[-1])
+
+
+class _Levels(Codebook):
+    """Codes ``[Q, K, D]`` of levels that see x ``[B, M, D]`` less the codes before them."""
+
+    def _centres(self, x: Tensor, usable: Tensor, start: KMeans) -> tuple[Tensor, Tensor]:
+        rest = x.to(self.vectors.dtype)
+        levels, found = [], []
+        for codes in self.vectors:
+            centres, some = starts.kmeans(
+                rest.unsqueeze(2), usable, codes.unsqueeze(0), start.iterations
+            )
+            # levels are searched in turn: the next one sees what this one leaves over
+            indices = ops.nearest(rest, centres[0]).indices
+            rest = rest - nn.functional.embedding(indices, centres[0])
+            levels.append(centres)
+            found.append(some)
+        return torch.cat(levels), torch.stack(found).all()
+
+    @torch.no_grad()
+    def learn(self, x: Tensor, indices: Tensor) -> None:
+        """One training step from x ``[B, M, D]`` and its indices ``[B, M, Q]``."""
+        counts, residuals = ops.level_statistics(x, self.vectors, indices)
+        self._learn_from(counts, residuals, x, indices)
+
+    def _vectors_at(self, image: Tensor, row: Tensor, x: Tensor, indices: Tensor) -> Tensor:
+        found = x[image, row].to(self.vectors.dtype)  # [Q, K, D]
+        taken = indices[image, row]  # [Q, K, Q]
+        levels = torch.arange(len(found), device=x.device).view(-1, 1)
+        for q, codes in enumerate(self.vectors[:-1]):
+            level = taken[..., q]
+            before = (levels > q) & (level >= 0)  # [Q, K]
+            code = nn.functional.embedding(level.clamp_min(0), codes)
+            found = found - torch.where(before.unsqueeze(-1), code, 0)
+        own = taken.gather(-1, levels.expand(taken.shape[:2]).unsqueeze(-1))  # [Q, K, 1]
+        return torch.where(own >= 0, found, torch.nan)

@@ -1,0 +1,168 @@
+"""``ResidualVQ``: the contract, the levels, the learning of each, and dropout of levels."""
+
+import itertools
+
+import pytest
+import torch
+
+import fastvq
+from fastvq import EMA, Frozen, Given, Gradient, ResidualVQ, Uniform, ops
+from fastvq.testing.contract import QuantizerContract
+
+
+class TestContract(QuantizerContract):
+    def make(self, channel_dim=-1):
+        return ResidualVQ(self.dim, 32, 3, channel_dim=channel_dim)
+
+
+class TestContractWithEverything(QuantizerContract):
+    def make(self, channel_dim=-1):
+        return ResidualVQ(
+            self.dim, 24, 4, codebook_dim=6, learning=Gradient(), dropout=0.5,
+            channel_dim=channel_dim,
+        )  # fmt: skip
+
+
+def codebooks(levels=3, k=20, d=8):
+    scale = 0.6 ** torch.arange(levels).view(-1, 1, 1)
+    return torch.randn(levels, k, d) * scale
+
+
+def test_is_the_op():
+    given, x = codebooks(), torch.randn(5, 7, 8)
+    rvq = ResidualVQ(8, 20, 3, start=Given(given), commitment_weight=0.5).eval()
+    quantized, indices, loss = rvq(x)
+    expected = ops.residual(x, given)
+    assert torch.equal(quantized, expected.quantized)
+    assert torch.equal(indices, expected.indices)
+    assert torch.equal(loss, 0.5 * expected.commitment_losses.sum())
+
+
+def test_more_levels_leave_less():
+    torch.manual_seed(0)
+    rvq = ResidualVQ(8, 32, 5)
+    data = torch.randn(2000, 8)
+    for _ in range(10):
+        rvq(data)
+    rvq.eval()
+    indices = rvq.encode(data)
+    errors = [(rvq.decode(indices[..., : q + 1]) - data).square().mean() for q in range(5)]
+    # a level of 32 codes in 8 dimensions keeps well over a fifth of what is left
+    for more, less in itertools.pairwise(errors):
+        assert less < 0.8 * more
+    assert torch.equal(rvq.encode(data, levels=2), indices[..., :2])
+
+
+def test_every_level_starts_from_its_own_residuals():
+    torch.manual_seed(0)
+    x = torch.randn(500, 4) * 3 + 100
+    rvq = ResidualVQ(4, 16, 3, learning=EMA(decay=0.999), revival=None)
+    rvq(x)
+    assert rvq.book.started
+    first, *later = rvq.codebook
+    assert (first.mean(0) - 100).abs().max() < 3
+    for codes in later:
+        assert codes.mean(0).abs().max() < 3, "a later level must not hold the mean of the data"
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_ema_of_each_level_is_the_papers(decay):
+    given, x = codebooks(), torch.randn(400, 8)
+    rvq = ResidualVQ(8, 20, 3, start=Given(given), learning=EMA(decay=decay), revival=None)
+    indices = rvq(x).indices
+    rest = x.double()
+    for q in range(3):
+        index = indices[:, q]
+        counts = torch.bincount(index, minlength=20).double()
+        sums = torch.zeros(20, 8, dtype=torch.float64).index_add_(0, index, rest)
+        size = decay * 1.0 + (1 - decay) * counts
+        mean = (decay * given[q].double() + (1 - decay) * sums) / size.unsqueeze(-1)
+        expected = torch.where((counts > 0).unsqueeze(-1), mean, given[q].double())
+        torch.testing.assert_close(rvq.codebook[q].double(), expected, rtol=1e-5, atol=1e-5)
+        rest = rest - given[q][index].double()
+
+
+def test_gradient_learning_moves_every_level():
+    rvq = ResidualVQ(8, 20, 3, start=Given(codebooks()), learning=Gradient())
+    rvq(torch.randn(300, 8)).loss.backward()
+    grad = rvq.book.vectors.grad
+    assert (grad.flatten(1).abs().amax(-1) > 0).all()
+
+
+def test_dead_codes_of_a_level_come_back_as_its_residuals():
+    torch.manual_seed(0)
+    given = codebooks(2, 20, 8)
+    given[1, 10:] = 1e4  # never the nearest
+    rvq = ResidualVQ(8, 20, 2, start=Given(given), learning=EMA(decay=0.5))
+    for _ in range(8):
+        rvq(torch.randn(400, 8))
+    assert rvq.codebook[1].abs().max() < 100
+
+
+def test_dropout_takes_levels_from_samples_in_training_only():
+    torch.manual_seed(0)
+    rvq = ResidualVQ(8, 20, 4, start=Given(codebooks(4)), dropout=0.5)
+    x = torch.randn(400, 3, 8)
+    indices = rvq(x).indices
+    levels = (indices >= 0).sum(-1)
+    assert (levels == levels[:, :1]).all(), "a sample takes the same levels everywhere"
+    share = torch.bincount(levels[:, 0], minlength=5).double() / 400
+    # half take all, the other half one to four alike: 1/8, 1/8, 1/8 and 5/8
+    for actual, expected in zip(share.tolist(), (0, 0.125, 0.125, 0.125, 0.625), strict=True):
+        assert abs(actual - expected) < 0.08
+    first = (indices < 0).int().argmax(-1)  # where it ends, it ends
+    assert ((indices[..., -1] < 0) == (first > 0)).all()
+    assert (rvq.eval()(x).indices >= 0).all()
+
+
+def test_mask_leaves_padding_out():
+    rvq = ResidualVQ(8, 20, 3, codebook_dim=4)
+    x, mask = torch.randn(4, 10, 8), torch.rand(4, 10) > 0.4
+    rvq(x, mask)
+    padded = torch.where(mask.unsqueeze(-1), x, torch.nan)
+    other = ResidualVQ(8, 20, 3, codebook_dim=4)
+    other.load_state_dict(rvq.state_dict())
+    torch.manual_seed(1)
+    a = rvq(x, mask)
+    torch.manual_seed(1)
+    b = other(padded, mask)
+    for left, right in zip(a, b, strict=True):
+        assert torch.equal(left, right)
+    assert (a.indices[~mask] == -1).all()
+    assert not a.quantized[~mask].any()
+    assert not rvq.eval().decode(a.indices)[~mask].any()
+    for name, value in rvq.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+
+
+def test_settings_of_the_paper_train():
+    torch.manual_seed(0)
+    rvq = ResidualVQ(6, 16, 2, learning=Gradient(), start=Uniform(), revival=None)
+    optimizer = torch.optim.Adam(rvq.parameters(), lr=0.02)
+    data = torch.randn(300, 6)
+    before = (rvq.eval()(data).quantized - data).square().mean()
+    for _ in range(60):
+        optimizer.zero_grad()
+        rvq.train()(data).loss.backward()
+        optimizer.step()
+    assert (rvq.eval()(data).quantized - data).square().mean() < 0.7 * before
+
+
+def test_frozen_never_changes():
+    given = codebooks()
+    rvq = ResidualVQ(8, 20, 3, start=Given(given), learning=Frozen())
+    rvq(torch.randn(100, 8))
+    assert torch.equal(rvq.codebook, given)
+
+
+def test_bad_input_is_named():
+    with pytest.raises(ValueError, match=r"num_quantizers.*got 0"):
+        ResidualVQ(8, 20, 0)
+    with pytest.raises(ValueError, match=r"dropout must be in \[0, 1\), got 1"):
+        ResidualVQ(8, 20, 3, dropout=1.0)
+    rvq = ResidualVQ(8, 20, 3)
+    with pytest.raises(ValueError, match=r"levels must be in \[1, 3\], got 4"):
+        rvq.encode(torch.randn(2, 8), levels=4)
+    with pytest.raises(ValueError, match=r"\[\.\.\., q\] with q in \[1, 3\], got \[5, 4\]"):
+        rvq.decode(torch.zeros(5, 4, dtype=torch.int64))
+    assert "ResidualVQ" in fastvq.__all__
