@@ -29,7 +29,7 @@ KNOWN: dict[str, dict[str, type[Fast]]] = {
 }
 # copied from project to project and changed on the way: the module must prove what it is
 BY_STRUCTURE: dict[str, type[Fast]] = {"VectorQuantizer2": taming.FastVectorQuantizer2}
-_LOOKS_LIKE = re.compile(r"Quantize(?!d)|Quantization|Codebook|VQ\d*$|FSQ$|LFQ$")
+_LOOKS_LIKE = re.compile(r"Quantize(?!d)|Quantization|Codebook|VQ\d*$|[BF]SQ$|LFQ$")
 _UNKNOWN = "an unknown class"
 
 

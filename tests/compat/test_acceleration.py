@@ -197,6 +197,13 @@ def test_what_is_left_has_its_reason(peers):
     assert [type(module) for module in model.modules()] == kinds
 
 
+def test_a_module_in_two_places_is_reported_once(peers):
+    strange, known = StrangeQuantizer(), peers["diffusers"].make().quantize
+    report = fastvq.accelerate(nn.ModuleList([nn.ModuleList([strange, known])] * 2 + [strange]))
+    assert [row.path for row in report.left] == ["0.0"]
+    assert [row.path for row in report.replaced] == ["0.1"]
+
+
 def test_another_version_of_a_class_is_left(peers, monkeypatch):
     model = peers["lucidrains"].make()
     monkeypatch.setattr(type(model._codebook), "forward", lambda self, x, temperature: x)

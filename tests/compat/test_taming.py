@@ -22,7 +22,9 @@ class VectorQuantizer2(nn.Module):
 
     def forward(self, z, temp=None, rescale_logits=False, return_logits=False):
         rows = self.prepared(z.permute(0, 2, 3, 1))
-        index = torch.cdist(rows.flatten(0, 2), self.embedding.weight).argmin(-1)
+        flat, codes = rows.flatten(0, 2), self.embedding.weight
+        squares = flat.pow(2).sum(1, keepdim=True) + codes.pow(2).sum(1)
+        index = (squares - 2 * flat @ codes.t()).argmin(1)
         out = self.embedding(index).view_as(rows)
         pulls = [(out.detach() - rows).pow(2).mean(), (out - rows.detach()).pow(2).mean()]
         loss = self.weighted(*(pulls if self.legacy else reversed(pulls)))
@@ -42,7 +44,9 @@ class VectorQuantizer2(nn.Module):
 @pytest.mark.parametrize("sane_index_shape", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_copy_is_known_by_what_it_does(legacy, sane_index_shape, dtype):
-    before = VectorQuantizer2(64, 8, 0.25, legacy, sane_index_shape).to(dtype)
+    before = VectorQuantizer2(64, 8, 0.25, legacy, sane_index_shape)
+    before.embedding.weight.data += 10  # far enough for 16 bits to pick wrong codes
+    before.to(dtype)
     after = copy.deepcopy(before)
     state = torch.random.get_rng_state()
     (row,) = fastvq.accelerate(after).replaced
@@ -50,9 +54,13 @@ def test_a_copy_is_known_by_what_it_does(legacy, sane_index_shape, dtype):
     assert isinstance(after, VectorQuantizer2)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert after.embedding.weight.grad is None
+    x = torch.randn(2, 8, 5, 6) + 10
     if dtype == torch.bfloat16:
-        return  # the copy's distances are rounded there
-    x = torch.randn(2, 8, 5, 6)
+        exact = torch.cdist(
+            x.movedim(1, -1).flatten(0, 2).double(), after.embedding.weight.double()
+        )
+        assert torch.equal(after(x)[2][2].flatten(), exact.argmin(-1))
+        return
     gradients = []
     results = []
     for module in (before, after):

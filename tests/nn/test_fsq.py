@@ -54,7 +54,6 @@ def test_every_code_is_its_own_code_and_is_reached(levels):
     x = torch.atanh((bounded + offset) / reach) - torch.atanh(offset / reach)
     assert torch.equal(fsq.encode(x), every)
     assert torch.equal(fsq(x.float()).quantized, codes)
-    assert torch.equal(fsq.encode(torch.randn(200_000, len(levels)) * 2).unique(), every)
 
 
 def test_zero_is_a_level():
