@@ -22,7 +22,7 @@ demo: setup  ## train a VQ-VAE and its prior on handwritten digits; pictures and
 
 # threads that wait by spinning make a busy machine several times slower
 test: setup  ## the tests
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest $(ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 check: setup  ## style and types
 	$(BIN)/ruff check .

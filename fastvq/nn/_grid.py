@@ -15,6 +15,9 @@ from fastvq.nn import _layout
 from fastvq.nn.quantized import Quantized
 from fastvq.ops._layout import compute_dtype
 
+# a channel of this size has digit 0, so that a row of them has index 0
+_LOWEST = -1e4
+
 
 class GridQuantizer(nn.Module):
     """Cuts every channel by itself into a digit; the digits of a vector are its index.
@@ -40,15 +43,16 @@ class GridQuantizer(nn.Module):
         self.projects = self.dim != width
         self.project_in = nn.Linear(self.dim, width) if self.projects else nn.Identity()
         self.project_out = nn.Linear(width, self.dim) if self.projects else nn.Identity()
-        # integers, which module.to(dtype) leaves alone
-        self.register_buffer("_levels", torch.tensor(levels), persistent=False)
-        self.register_buffer("_places", torch.tensor(places), persistent=False)
+        # integers, which module.to(dtype) leaves alone; products of narrow ones are vectorized
+        digit = torch.int32 if self.codebook_size < 2**31 else torch.int64
+        self.register_buffer("_levels", torch.tensor(levels, dtype=digit), persistent=False)
+        self.register_buffer("_places", torch.tensor(places, dtype=digit), persistent=False)
         # follows module.to(dtype): the dtype of what `decode` returns
         self.register_buffer("dtype_probe", torch.empty(0), persistent=False)
 
     @abstractmethod
-    def _cut(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The vectors that the codes of z ``[B, M, d]`` stand for, and the digits, int64."""
+    def _cut(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What is rounded of z ``[B, M, d]``, the codes it is rounded to, their indices."""
 
     @abstractmethod
     def _values(self, digits: Tensor, dtype: torch.dtype) -> Tensor:
@@ -66,20 +70,17 @@ class GridQuantizer(nn.Module):
             mask: bool, the shape of x without its channels; where false the position is padding:
                 output 0, index -1, no loss, no gradient.
         """
-        z, good = self._latents(x, mask)
-        soft, digits = self._cut(z)
-        digits = torch.where(good, digits, 0)
-        codes = self._values(digits, z.dtype)
-        usable = good if mask is None else good & mask.reshape(z.shape[:2]).unsqueeze(-1)
-        # a bad row is in no sum, and yet it shows
-        loss = self._loss(soft, codes, usable.squeeze(-1)) + torch.where(good.all(), 0.0, torch.nan)
-        # the value of the code to the last bit, the gradient of what it stands for
+        z, fault = self._latents(x, mask)
+        soft, codes, indices = self._cut(z)
+        present = None if mask is None else mask.reshape(indices.shape)
+        counted = fault == 0 if present is None else (fault == 0) & present
+        # a bad row is in no average, and yet it shows
+        loss = self._loss(soft, codes, counted) + fault.sum()
+        # the value of the code to the last bit, the gradient of what was rounded
         quantized = codes + (soft - soft.detach())
         # autocast may have put the projections in 16 bits; the output is of the input's dtype
         quantized = self.project_out(quantized.to(x.dtype)).to(x.dtype)
-        indices = (digits * self._places).sum(-1)
-        if mask is not None:
-            present = mask.reshape(indices.shape)
+        if present is not None:
             indices = torch.where(present, indices, -1)
             quantized = torch.where(present.unsqueeze(-1), quantized, 0)
         quantized = _layout.vectors_out(quantized, x, self.channel_dim)
@@ -87,9 +88,8 @@ class GridQuantizer(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """The indices of x, int64: the shape of x without its channels."""
-        z, good = self._latents(x)
-        digits = torch.where(good, self._cut(z)[1], 0)
-        return (digits * self._places).sum(-1).reshape(_layout.leading(x, self.channel_dim))
+        _, _, indices = self._cut(self._latents(x)[0])
+        return indices.reshape(_layout.leading(x, self.channel_dim))
 
     def decode(self, indices: Tensor) -> Tensor:
         """The vectors of indices, with ``dim`` channels in dimension ``channel_dim``.
@@ -111,8 +111,13 @@ class GridQuantizer(nn.Module):
         # contiguous, as forward's output is for contiguous input
         return vectors.movedim(-1, self.channel_dim).contiguous()
 
+    def _number(self, digits: Tensor) -> Tensor:
+        """The indices, int64, of digits ``[..., d]``, which are whole numbers of any dtype."""
+        places = self._places
+        return (digits.to(places.dtype) * places).sum(-1, dtype=places.dtype).long()
+
     def _latents(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Rows ``[B, M, d]`` to be cut, zeros where not finite, and which were: ``[B, M, 1]``."""
+        """Rows ``[B, M, d]`` to be cut; and ``[B, M]``, 0, or NaN where a row was not finite."""
         _layout.check_input(x, mask, self.dim, self.channel_dim)
         rows = _layout.rows_of(x, self.channel_dim)  # [B, M, dim]
         if mask is not None:
@@ -120,8 +125,11 @@ class GridQuantizer(nn.Module):
             rows = torch.where(mask.reshape(rows.shape[:2]).unsqueeze(-1), rows, 0)
         z = self.project_in(rows)
         z = z.to(compute_dtype(z))
-        good = torch.isfinite(z).all(-1, keepdim=True)
-        return torch.where(good, z, 0), good
+        fault = (z.detach() - z.detach()).sum(-1)
+        # a GPU would wait for the answer, and a graph cannot branch on it
+        if fault.device.type == "cpu" and not torch.compiler.is_compiling() and fault.sum() == 0:
+            return z, fault
+        return torch.where((fault == 0).unsqueeze(-1), z, _LOWEST), fault
 
     def extra_repr(self) -> str:
         """The arguments that every such quantizer has."""

@@ -18,7 +18,7 @@ class BSQ(LFQ):
     a code is bounded, :math:`\lVert u - c \rVert^2 < 2`, whatever the encoder does. The gradient of
     the output passes to u unchanged, and through the normalization to z.
 
-    Source: 2406.07548, sections 4.1 and 4.2.
+    Source: 2406.07548, section 4.
 
     Example:
         >>> import torch, fastvq
@@ -33,5 +33,5 @@ class BSQ(LFQ):
         """The size of a channel of a code."""
         return float(self.bits**-0.5)
 
-    def _cut(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def _cut(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return super()._cut(torch.nn.functional.normalize(z, dim=-1))

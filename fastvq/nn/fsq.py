@@ -20,8 +20,8 @@ _MOST_LEVELS = 1 << 16
 class FSQ(GridQuantizer):
     r"""Bounds every channel and rounds it to one of a few levels; nothing is learned or looked up.
 
-    With L levels in a channel, :math:`h = (L - 1)(1 + \epsilon) / 2` and an offset o of 1/2 where
-    L is even (0 where odd), so that 0 is a level,
+    With L levels in a channel, :math:`h = (L - 1)(1 + \epsilon) / 2` (at most 1/4 beyond
+    (L - 1) / 2) and an offset o of 1/2 where L is even (0 where odd), so that 0 is a level,
 
     .. math:: b = h \tanh(z + \operatorname{artanh}(o / h)) - o, \qquad
               q = \operatorname{round}(b) / \lfloor L / 2 \rfloor, \qquad
@@ -81,15 +81,17 @@ class FSQ(GridQuantizer):
         super().__init__(counts, places, dim, channel_dim)
         self.levels = counts
 
-    def _cut(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def _cut(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         half = self._levels // 2
         levels = self._levels.to(z.dtype)
-        reach = (levels - 1) * (1 + _MARGIN) / 2
+        # at most a quarter, for from a thousand levels on the margin would reach the next one
+        reach = (levels - 1) / 2 + torch.clamp((levels - 1) * _MARGIN / 2, max=0.25)
         offset = (1 - levels % 2) / 2
         bounded = torch.tanh(z + torch.atanh(offset / reach)) * reach - offset
-        # from a thousand levels on the margin is wider than half a level
-        digits = (bounded.detach().round().long() + half).clamp_min(0)
-        return bounded / half, torch.minimum(digits, self._levels - 1)
+        steps = bounded.detach().round()
+        # the digits are steps + half, of which the second part is the same for all
+        indices = self._number(steps) + self._number(half)
+        return bounded / half, steps / half, indices
 
     def _values(self, digits: Tensor, dtype: torch.dtype) -> Tensor:
         half = self._levels // 2

@@ -41,7 +41,7 @@ class RandomProjectionQuantizer(nn.Module):
         float64) also under autocast; ``module.to(dtype)`` rounds the buffers. Deterministic given
         the buffers. A row holding NaN or Inf gets index 0. Memory O(N + K).
 
-    Source: 2202.01855 (BEST-RQ), section 3.1; several codebooks, 2303.01037 (USM), section 3.
+    Source: 2202.01855 (BEST-RQ), section 3.1; several codebooks, 2303.01037 (USM).
 
     Example:
         >>> import torch, fastvq

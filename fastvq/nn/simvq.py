@@ -41,7 +41,7 @@ class SimVQ(nn.Module):
         frozen codes. A row holding NaN or Inf gets index 0 and makes the loss NaN.
         Memory O(N + K).
 
-    Source: 2411.02038, section 4, algorithm 1.
+    Source: 2411.02038, section 4.
 
     Example:
         >>> import torch, fastvq

@@ -177,6 +177,22 @@ def test_a_bad_row_gets_index_zero_and_shows_in_the_loss():
     assert torch.isfinite(x.grad).all()
 
 
+def test_a_graph_contains_bad_rows_as_well():
+    # eager looks at the data on the CPU and skips what finite data does not need; a graph cannot
+    torch.compiler.reset()
+    fsq, x = FSQ([8, 6, 5]), torch.randn(40, 3)
+    compiled = torch.compile(fsq, fullgraph=True)
+    assert compiled(x).loss == 0
+    x[1, 2], x[2, 0] = torch.nan, torch.inf
+    x.requires_grad_()
+    quantized, indices, loss = compiled(x)
+    quantized.sum().backward()
+    assert torch.equal(indices, fsq.encode(x))
+    assert indices[1] == indices[2] == 0
+    assert loss.isnan()
+    assert torch.isfinite(x.grad).all()
+
+
 def test_decode_of_no_code_is_zero():
     for fsq in (FSQ([8, 6, 5], 8), FSQ([8, 6, 5])):
         assert fsq.decode(torch.tensor([[-1, 3]]))[0, 0].abs().max() == 0
