@@ -52,7 +52,7 @@ def brute_force(z, codes, temperature):
 
 
 def test_values_by_hand():
-    lfq = LFQ(8, entropy_weight=0.0)
+    lfq = LFQ(8, entropy_weight=0.0, commitment_weight=0.25)
     x = torch.tensor([[0.5, -2.0, 0.1], [-0.1, 0.0, -9.0], [1.0, 1.0, 1.0]])
     quantized, indices, loss = lfq(x)
     assert quantized.tolist() == [[1, -1, 1], [-1, -1, -1], [1, 1, 1]]
@@ -183,7 +183,7 @@ def test_straight_through_gradient():
 def test_is_the_peers(spherical):
     """Codes and quantized vectors; and the loss, where the peer's clamped logarithm allows."""
     theirs = peer.LFQ(dim=16, codebook_size=2**6, spherical=spherical, commitment_loss_weight=0.25)
-    ours = (BSQ if spherical else LFQ)(2**6, 16)
+    ours = (BSQ if spherical else LFQ)(2**6, 16, commitment_weight=0.25)
     ours.load_state_dict({k: v for k, v in theirs.state_dict().items() if k != "mask"})
     x = torch.randn(4, 100, 16)
     expected, ours_out = theirs(x), ours(x)
