@@ -108,8 +108,7 @@ class GridQuantizer(nn.Module):
         dtype = self.dtype_probe.dtype
         vectors = self.project_out(self._values(digits, compute_dtype(self.dtype_probe)).to(dtype))
         vectors = torch.where(indices >= 0, vectors, 0)
-        # contiguous, as forward's output is for contiguous input
-        return vectors.movedim(-1, self.channel_dim).contiguous()
+        return _layout.decoded(vectors, self.channel_dim)
 
     def _number(self, digits: Tensor) -> Tensor:
         """The indices, int64, of digits ``[..., d]``, which are whole numbers of any dtype."""

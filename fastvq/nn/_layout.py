@@ -51,3 +51,10 @@ def vectors_out(rows: Tensor, x: Tensor, channel_dim: int) -> Tensor:
         return rows.reshape(shape).movedim(-1, channel_dim)
     shape = x.movedim(channel_dim, 1).shape
     return rows.movedim(-1, 1).reshape(shape).movedim(1, channel_dim)
+
+
+def decoded(vectors: Tensor, channel_dim: int) -> Tensor:
+    """Vectors ``[..., dim]`` with their channels in dimension ``channel_dim``."""
+    # contiguous, as forward's output is for contiguous input: what follows then has the same
+    # layout, and so the same bits, either way
+    return vectors.movedim(-1, channel_dim).contiguous()

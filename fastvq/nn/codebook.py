@@ -169,7 +169,8 @@ class Codebook(nn.Module):
         # a count long unused may reach zero; its residual is then zero as well
         rate = (1 - decay) / size.clamp_min(torch.finfo(size.dtype).tiny)
         step = rate.unsqueeze(-1) * residuals.to(self.vectors.dtype)
-        # sums of finite vectors may overflow; a code they reach stays where it is
+        # sums of finite vectors may overflow; a code they reach stays where it is. Any other ends
+        # between where it was and the mean of its vectors, which cannot overflow
         step = step.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
         self._write(self.vectors, self._normalized(step.add_(self.vectors)), due)
 

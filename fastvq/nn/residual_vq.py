@@ -52,8 +52,8 @@ class ResidualVQ(nn.Module):
         As :class:`VectorQuantizer`: deterministic given torch's random state, contained NaN rows,
         one reduction of counts and sums a step with several processes.
 
-    Source: 2107.03312 (SoundStream), sections III-C and III-D; 2203.01941 (RQ-VAE), section 3.1;
-    dropout per sample: 2306.06546 (DAC), section 3.2.
+    Source: 2107.03312 (SoundStream), section III-C; 2203.01941 (RQ-VAE), section 3.1; dropout per
+    sample with a probability: 2306.06546 (DAC), "Quantizer dropout rate".
 
     Example:
         >>> import torch, fastvq
@@ -187,9 +187,7 @@ class ResidualVQ(nn.Module):
         assert total is not None
         vectors = self.project_out(total.to(self.dtype_probe.dtype))
         vectors = torch.where((indices >= 0).any(-1, keepdim=True), vectors, 0)
-        # contiguous, as forward's output is for contiguous input: what follows then has the same
-        # layout, and so the same bits, either way
-        return vectors.movedim(-1, self.channel_dim).contiguous()
+        return _layout.decoded(vectors, self.channel_dim)
 
     def usage(self) -> Usage:
         """How the codebooks are used, from the moving average of their counts in training.

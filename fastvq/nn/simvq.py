@@ -128,8 +128,7 @@ class SimVQ(nn.Module):
         # the whole table, for the bits of a product depend on how many rows it has
         vectors = nn.functional.embedding(indices.clamp_min(0), self.codebook)
         vectors = torch.where((indices >= 0).unsqueeze(-1), vectors, 0).to(self.map.weight.dtype)
-        # contiguous, as forward's output is for contiguous input
-        return vectors.movedim(-1, self.channel_dim).contiguous()
+        return _layout.decoded(vectors, self.channel_dim)
 
     def extra_repr(self) -> str:
         """The arguments."""

@@ -175,9 +175,7 @@ class VectorQuantizer(nn.Module):
         codes = torch.where(present, codes, 0).to(self.dtype_probe.dtype)
         vectors = self.project_out(codes.flatten(-2))
         vectors = torch.where(present.any(-2), vectors, 0)
-        # contiguous, as forward's output is for contiguous input: what follows then has the same
-        # layout, and so the same bits, either way
-        return vectors.movedim(-1, self.channel_dim).contiguous()
+        return _layout.decoded(vectors, self.channel_dim)
 
     def usage(self) -> Usage:
         """How the codebook is used, from the moving average of its counts in training.

@@ -11,12 +11,21 @@ from fastvq import testing
 PROCESSES = 2
 
 
+def _levels():
+    """Two levels of codes."""
+    return torch.randn(2, 10, 6, generator=torch.Generator().manual_seed(2)) * torch.tensor(
+        [1.0, 0.5]
+    ).view(2, 1, 1)
+
+
 def _train(rank, rendezvous, folder):
     torch.set_num_threads(1)
     # built before the processes know of each other, which must not matter
     start = torch.randn(10, 6, generator=torch.Generator().manual_seed(1))
     given = fastvq.VectorQuantizer(6, 10, start=fastvq.Given(start), revival=None)
     living = fastvq.VectorQuantizer(6, 30, learning=fastvq.EMA(0.5))
+    levels = fastvq.ResidualVQ(6, 10, 2, start=fastvq.Given(_levels()), revival=None)
+    living_levels = fastvq.ResidualVQ(6, 30, 2, learning=fastvq.EMA(0.5))
     dist.init_process_group(
         "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=PROCESSES
     )
@@ -24,10 +33,14 @@ def _train(rank, rendezvous, folder):
     batches = [torch.randn(40, 6) for _ in range(5)]
     for step, x in enumerate(batches):
         given(x)
+        levels(x)
         # an empty batch on one process must not leave the other waiting
-        living(x[:0] if step == 3 and rank == 0 else x)
-    state = {"given": given.codebook, "living": living.codebook, "batches": torch.stack(batches)}
-    torch.save(state, f"{folder}/{rank}.pt")
+        some = x[:0] if step == 3 and rank == 0 else x
+        living(some)
+        living_levels(some)
+    quantizers = {"given": given, "living": living, "levels": levels, "live levels": living_levels}
+    state = {name: quantizer.codebook for name, quantizer in quantizers.items()}
+    torch.save({**state, "batches": torch.stack(batches)}, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -35,11 +48,14 @@ def _train(rank, rendezvous, folder):
 def test_two_processes_share_one_codebook(tmp_path):
     mp.spawn(_train, (str(tmp_path / "rendezvous"), str(tmp_path)), nprocs=PROCESSES)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(PROCESSES))
-    assert torch.equal(first["given"], second["given"])
-    assert torch.equal(first["living"], second["living"])
+    for name in ("given", "living", "levels", "live levels"):
+        assert torch.equal(first[name], second[name]), name
 
     start = torch.randn(10, 6, generator=torch.Generator().manual_seed(1))
     alone = fastvq.VectorQuantizer(6, 10, start=fastvq.Given(start), revival=None)
+    levels = fastvq.ResidualVQ(6, 10, 2, start=fastvq.Given(_levels()), revival=None)
     for x, y in zip(first["batches"], second["batches"], strict=True):
         alone(torch.cat([x, y]))
+        levels(torch.cat([x, y]))
     testing.assert_within(first["given"], alone.codebook.double(), 1e-6)
+    testing.assert_within(first["levels"], levels.codebook.double(), 1e-6)
