@@ -92,11 +92,13 @@ def test_gradient_learning_moves_every_level():
 def test_dead_codes_of_a_level_come_back_as_its_residuals():
     torch.manual_seed(0)
     given = codebooks(2, 20, 8)
+    given[0] += 50
     given[1, 10:] = 1e4  # never the nearest
     rvq = ResidualVQ(8, 20, 2, start=Given(given), learning=EMA(decay=0.5))
     for _ in range(8):
-        rvq(torch.randn(400, 8))
-    assert rvq.codebook[1].abs().max() < 100
+        rvq(torch.randn(400, 8) + 50)
+    assert (rvq.codebook[0] - 50).abs().max() < 10
+    assert rvq.codebook[1].abs().max() < 10, "a data vector came back, not what level 0 left of it"
 
 
 def test_dropout_takes_levels_from_samples_in_training_only():

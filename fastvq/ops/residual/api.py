@@ -205,6 +205,6 @@ def level_statistics(x: Tensor, codebooks: Tensor, indices: Tensor) -> tuple[Ten
         counts.append(count[0])
         sums.append(total[0])
         if q + 1 < codebooks.shape[0]:
-            code = torch.nn.functional.embedding(index.clamp_min(0), codebook)
-            rest = rest - torch.where((index >= 0).unsqueeze(-1), code, 0)
+            # a row without a code here has none at the later levels either
+            rest = rest - torch.nn.functional.embedding(index.clamp_min(0), codebook)
     return torch.stack(counts), torch.stack(sums)
