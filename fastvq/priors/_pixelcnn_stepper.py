@@ -43,6 +43,7 @@ class GatedPixelCNNStepper:
         batch: B, grids drawn together.
         shape: height and width of a grid in codes.
         label_rows: from :meth:`GatedPixelCNN.label_rows`.
+        context: ``[B, context_channels, H, W]``, or ``None`` for a prior without.
 
     Raises:
         RuntimeError: the prior is in training mode, where dropout would make every answer another.
@@ -50,16 +51,20 @@ class GatedPixelCNNStepper:
 
     @torch.no_grad()
     def __init__(
-        self, prior: GatedPixelCNN, batch: int, shape: tuple[int, int], label_rows: Tensor | None
+        self,
+        prior: GatedPixelCNN,
+        batch: int,
+        shape: tuple[int, int],
+        label_rows: Tensor | None,
+        context: Tensor | None,
     ) -> None:
-        if prior.training:
-            raise RuntimeError("a stepper needs the prior in eval mode: call prior.eval() first")
+        prior.check_evaluating()
         self._prior = prior
         self._layers = cast("list[GatedLayer]", list(prior.layers))
         self._reach = prior.config.kernel_size // 2
         self._width = shape[1]
         self._row = self._column = 0
-        self._conditions = [layer.conditions(label_rows) for layer in self._layers]
+        self._label_rows, self._context = label_rows, context
         self._copy_weights()
         down, right = prior.positions(*shape)
         self._position_down = down  # [C, H, W]
@@ -95,8 +100,9 @@ class GatedPixelCNNStepper:
             _push_row(self._codes_above, self._codes[:, reach:].transpose(1, 2), reach)
         self._first = self._position_right[self._row].unbind()
         vertical = prior.above(self._codes_above) + self._position_down[:, self._row, None]
+        context = None if self._context is None else self._context[:, :, self._row, None]
         for index, layer in enumerate(self._layers):
-            above, left = self._conditions[index]
+            above, left = layer.conditions(self._label_rows, context)
             _push_row(self._vertical[index], vertical[:, :, 0], reach)
             vertical = layer.down(vertical, self._vertical[index], above)
             told = layer.vertical_to_horizontal(vertical) + left  # [B, 2C, 1, W]

@@ -9,12 +9,17 @@ import torch
 from torch import Tensor
 
 from fastvq import _checks
-from fastvq.priors.base import Prior
+from fastvq.priors.base import Context, Prior
 
 
 @torch.no_grad()
 def bits_per_code(
-    prior: Prior, codes: Tensor, labels: Tensor | None = None, *, batch_size: int = 256
+    prior: Prior,
+    codes: Tensor,
+    labels: Tensor | None = None,
+    *,
+    context: Context | None = None,
+    batch_size: int = 256,
 ) -> float:
     """Mean of ``-log2 p(z_t | z_1, ..., z_(t-1), label)`` over all codes.
 
@@ -22,6 +27,7 @@ def bits_per_code(
         prior: in eval mode, or the dropout of training is measured with it.
         codes: int64 ``[N, *shape]``, N at least 1.
         labels: int64 ``[N]`` for a class-conditional prior.
+        context: for a prior with one; see :meth:`Prior.forward`.
         batch_size: grids at a time; it bounds the memory and changes the answer by rounding only.
 
     Returns:
@@ -33,9 +39,19 @@ def bits_per_code(
     total = 0.0
     for start in range(0, len(codes), batch_size):
         rows = slice(start, start + batch_size)
-        nll = prior.nll(codes[rows], None if labels is None else labels[rows])
+        nll = prior.nll(
+            codes[rows],
+            None if labels is None else labels[rows],
+            None if context is None else _rows(context, rows),
+        )
         total += float(nll.double().sum())
     return total / codes.numel() / math.log(2)
+
+
+def _rows(context: Context, rows: slice) -> Context:
+    if isinstance(context, tuple):
+        return tuple(grid[rows] for grid in context)
+    return context[rows]
 
 
 def entropy_bits(codes: Tensor, codebook_size: int) -> float:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastvq import _checks
-from fastvq.priors.base import Prior, Stepper
+from fastvq.priors.base import Context, Prior, Stepper
 
 Progress = Callable[[int, int], None]
 
@@ -21,6 +21,7 @@ def sample(
     shape: Sequence[int],
     labels: Tensor | None = None,
     *,
+    context: Context | None = None,
     batch: int | None = None,
     temperature: float = 1.0,
     top_k: int | None = None,
@@ -34,7 +35,8 @@ def sample(
         prior: e.g. :class:`GatedPixelCNN`. In training mode it is in eval mode during the call.
         shape: size of a grid in codes, ``(H, W)``: any size the prior accepts.
         labels: int64 ``[B]``, the class of each grid, for a class-conditional prior.
-        batch: B where there are no labels, by default 1.
+        context: for a prior with one; see :meth:`Prior.forward`.
+        batch: B where there are neither labels nor context, by default 1.
         temperature: see :func:`probabilities`, as for the next two.
         top_k: how many codes may be drawn.
         top_p: how much probability may be drawn.
@@ -58,12 +60,7 @@ def sample(
         >>> sample(prior, (4, 4), labels=torch.arange(10)).shape
         torch.Size([10, 4, 4])
     """
-    if labels is None:
-        batch = 1 if batch is None else batch
-    elif batch is None:
-        batch = labels.numel()
-    elif batch != labels.numel():
-        raise ValueError(f"batch must be the number of labels, {labels.numel()}, got {batch}")
+    batch = _batch(batch, labels, context)
     _checks.positive("batch", batch)
     for size in shape:
         _checks.positive("each size in shape", size)
@@ -73,6 +70,7 @@ def sample(
         prior,
         uniforms,
         labels,
+        context=context,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -86,6 +84,7 @@ def sample_from(
     uniforms: Tensor,
     labels: Tensor | None = None,
     *,
+    context: Context | None = None,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -98,6 +97,7 @@ def sample_from(
         prior: as for :func:`sample`.
         uniforms: floating ``[B, *shape]`` in [0, 1); one number decides one code.
         labels: int64 ``[B]`` for a class-conditional prior.
+        context: for a prior with one; see :meth:`Prior.forward`.
         temperature: see :func:`probabilities`, as for the next two.
         top_k: how many codes may be drawn.
         top_p: how much probability may be drawn.
@@ -124,9 +124,9 @@ def sample_from(
     with _evaluating(prior):
         stepper: Stepper
         if cached:
-            stepper = prior.stepper(batch, shape, labels)
+            stepper = prior.stepper(batch, shape, labels, context)
         else:
-            stepper = RecomputeStepper(prior, batch, shape, labels)
+            stepper = RecomputeStepper(prior, batch, shape, labels, context)
         for position, (uniform, chosen) in enumerate(zip(columns, codes, strict=True)):
             logits = stepper.logits()
             if position == 0 and not bool(logits.isfinite().all()):
@@ -194,22 +194,40 @@ class RecomputeStepper:
     """
 
     def __init__(
-        self, prior: Prior, batch: int, shape: Sequence[int], labels: Tensor | None
+        self,
+        prior: Prior,
+        batch: int,
+        shape: Sequence[int],
+        labels: Tensor | None = None,
+        context: Context | None = None,
     ) -> None:
-        self._prior, self._labels = prior, labels
+        self._prior, self._labels, self._context = prior, labels, context
         self._codes = torch.zeros(batch, *shape, dtype=torch.int64, device=_device(prior))
         self._position = 0
 
     @torch.no_grad()
     def logits(self) -> Tensor:
         """Logits ``[B, K]`` of the next position."""
-        logits: Tensor = self._prior(self._codes, self._labels)  # [B, *shape, K]
+        logits: Tensor = self._prior(self._codes, self._labels, self._context)  # [B, *shape, K]
         return logits.flatten(1, -2)[:, self._position]
 
     def append(self, codes: Tensor) -> None:
         """Fixes the codes ``[B]`` of the position just asked for."""
         self._codes.view(len(codes), -1)[:, self._position] = codes
         self._position += 1
+
+
+def _batch(batch: int | None, labels: Tensor | None, context: Context | None) -> int:
+    """The number of grids that labels and context are for, which ``batch`` must not contradict."""
+    first = context[0] if isinstance(context, tuple) else context
+    for name, given in (("labels", labels), ("context", first)):
+        if given is None:
+            continue
+        if batch is None:
+            batch = len(given)
+        elif batch != len(given):
+            raise ValueError(f"batch must be that of the {name}, {len(given)}, got {batch}")
+    return 1 if batch is None else batch
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from fastvq.priors import (
     GatedPixelCNN,
     GatedPixelCNNConfig,
     Prior,
+    PriorConfig,
     RecomputeStepper,
     probabilities,
     sample,
@@ -36,13 +37,13 @@ class Histogram(Prior):
     """One distribution for all positions: what is drawn can be computed by hand."""
 
     def __init__(self, logits):
-        super().__init__()
+        super().__init__(PriorConfig(len(logits)))
         self.values = nn.Parameter(torch.tensor(logits))
 
-    def forward(self, codes, labels=None):
+    def forward(self, codes, labels=None, context=None):
         return self.values.expand(*codes.shape, -1)
 
-    def stepper(self, batch, shape, labels=None):
+    def stepper(self, batch, shape, labels=None, context=None):
         return RecomputeStepper(self, batch, shape, labels)
 
 
@@ -305,11 +306,11 @@ def test_classes_reach_the_samples():
         ({"top_p": 1.5}, ValueError, r"top_p must be in \(0, 1\], got 1.5"),
         ({"batch": 0}, ValueError, "batch must be at least 1, got 0"),
         ({"shape": (4, 0)}, ValueError, "each size in shape must be at least 1, got 0"),
-        ({"shape": (4,)}, ValueError, r"shape must be \(H, W\), got \(4,\)"),
+        ({"shape": (4,)}, ValueError, r"shape must have 2 axes, .* got \(4,\)"),
         (
             {"batch": 3, "labels": torch.tensor([0, 1])},
             ValueError,
-            "batch must be the number of labels, 2, got 3",
+            "batch must be that of the labels, 2, got 3",
         ),
         ({"labels": torch.tensor([0, 9])}, ValueError, r"num_classes = 3\), got 9"),
     ],
