@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One image file to pixels: every mode to 8-bit grey or RGB, one size."""
+"""Image files to pixels: every mode to 8-bit grey or RGB, one size."""
 
 from __future__ import annotations
 
+import threading
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,19 +23,74 @@ def decode(file: Path, *, image_size: int | None, channels: int) -> Pixels:
         OSError: the file cannot be opened or is cut short.
         ValueError: its values have no stated range (float images).
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    with warnings.catch_warnings():
-        # what Pillow warns of (odd metadata, very large pictures) leaves the pixels as they are
-        warnings.simplefilter("ignore")
-        with Image.open(file) as opened:
-            opened.load()
-            image = ImageOps.exif_transpose(opened)
-    image = _eight_bits(image).convert("L" if channels == 1 else "RGB")
+    with _LENIENT, Image.open(file) as opened:
+        opened.load()
+        return pixels(opened, image_size=image_size, channels=channels)
+
+
+def decode_frames(file: Path, *, image_size: int | None, channels: int) -> Pixels:
+    """Decodes every frame of a moving image (GIF, WebP): uint8 ``[T, C, H, W]``.
+
+    Raises:
+        OSError, ValueError: as `decode`.
+    """
+    from PIL import Image, ImageSequence
+
+    with _LENIENT, Image.open(file) as opened:
+        return np.stack(
+            [
+                pixels(frame, image_size=image_size, channels=channels)
+                for frame in ImageSequence.Iterator(opened)
+            ]
+        )
+
+
+def pixels(image: Image, *, image_size: int | None, channels: int) -> Pixels:
+    """One image of any mode by the rule of `fastvq.data.folder`: uint8 ``[C, H, W]``.
+
+    Raises:
+        ValueError: its values have no stated range (float images).
+    """
+    from PIL import ImageOps
+
+    upright = _eight_bits(ImageOps.exif_transpose(image))
+    upright = upright.convert("L" if channels == 1 else "RGB")
     if image_size is not None:
-        image = _fit(image, image_size)
-    pixels: Pixels = np.asarray(image, np.uint8).reshape(image.height, image.width, channels)
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        upright = _fit(upright, image_size)
+    values: Pixels = np.asarray(upright, np.uint8).reshape(upright.height, upright.width, channels)
+    return np.ascontiguousarray(values.transpose(2, 0, 1))
+
+
+class _Lenient:
+    """Silences what Pillow warns of (odd metadata, very large pictures): the pixels are right.
+
+    The filters of warnings belong to the process. Threads that each saved and restored them would
+    restore one another's, so the first one in saves and the last one out restores.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._saved = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._saved = warnings.catch_warnings()
+                self._saved.__enter__()
+                warnings.simplefilter("ignore")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._saved.__exit__(None, None, None)
+
+
+_LENIENT = _Lenient()
 
 
 def _eight_bits(image: Image) -> Image:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from fastvq.data.images import Splits, in_memory, permutation
+from fastvq.data.examples import Splits, in_memory, permutation
 
 TRAIN, VALIDATION = 1257, 180
 

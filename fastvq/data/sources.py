@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from fastvq import _checks
 from fastvq.data.digits import digits
-from fastvq.data.folders import UNREADABLE, folder
-from fastvq.data.images import Splits
+from fastvq.data.examples import Splits
+from fastvq.data.files import UNREADABLE
+from fastvq.data.folders import folder
 
 DIGITS = "digits"
 
@@ -61,10 +62,15 @@ def load(config: DataConfig, *, multiple: int = 1, report: Callable[[str], None]
             report=report,
         )
     padded = Splits(*(part.padded(multiple) for part in splits))
-    below, right = padded.train.padding
-    if below or right:
+    size, padding = padded.train.size, padded.train.padding
+    if any(padding):
         report(
-            f"images of {padded.train.height}x{padded.train.width} are padded to "
-            f"{padded.train.height + below}x{padded.train.width + right}, a multiple of {multiple}"
+            f"images of {_times(size)} are padded to "
+            f"{_times(n + more for n, more in zip(size, padding, strict=True))}, "
+            f"a multiple of {multiple}"
         )
     return padded
+
+
+def _times(size: Iterable[int]) -> str:
+    return "x".join(map(str, size))

@@ -3,7 +3,6 @@
 
 from fastvq.training.codes import Codes, encode_splits
 from fastvq.training.demo import run_demo
-from fastvq.training.engine import TrainingConfig
 from fastvq.training.evaluation import evaluate
 from fastvq.training.generation import decode_codes, reconstruct_images, sample_images
 from fastvq.training.jitter import Jitter, jittered
@@ -19,6 +18,7 @@ from fastvq.training.prior import (
 )
 from fastvq.training.records import read_metrics
 from fastvq.training.runs import load_data, load_vqvae
+from fastvq.training.settings import TrainingConfig
 from fastvq.training.vqvae import VQVAETraining, resume_vqvae, train_vqvae
 
 __all__ = [

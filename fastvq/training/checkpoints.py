@@ -4,10 +4,10 @@
 A checkpoint is a folder ``checkpoints/step-00000500`` of
 
 - ``config.json`` and ``model.safetensors``: the model alone, what ``from_pretrained`` reads;
-- ``state.safetensors``: optimizer moments, the state of the random number generators and, where
-  the model is an average over the steps, the weights that are trained;
-- ``state.json``: the step, which is also the position in the data and in the schedule, the best
-  step so far, and the settings of the optimizer.
+- ``state.safetensors``: optimizer moments and, where the model is an average over the steps, the
+  weights that are trained;
+- ``state.json``: the step, which is also the position in the data, in the schedule and in the
+  random numbers, the best step so far, and the settings of the optimizer.
 
 It is filled under another name and renamed, so a run killed at any moment leaves the one before.
 """
@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -32,7 +31,6 @@ FORMAT_VERSION = 1
 _PREFIX = "step-"
 _UNFINISHED = ".unfinished-"
 _OPTIMIZER, _TRAINED = "optimizer.", "trained."
-_RNG_CPU, _RNG_DEVICE = "rng.cpu", "rng.device"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +38,7 @@ class State:
     """Where a run stands.
 
     Attributes:
-        step: optimizer steps taken; position in the data and in the schedule.
+        step: optimizer steps taken; position in the data, the schedule and the random numbers.
         best_step: the step with the best validation score, 0 before the first.
         best_score: that score; lower is better.
         stale: validations since then.
@@ -90,7 +88,6 @@ def save(run: Path, parts: Parts, config: Any, state: State, *, keep: int) -> Pa
     temporary.mkdir(parents=True)
     _pretrained.save(temporary, parts.model, config)
     tensors, groups = _optimizer_state(parts.optimizer)
-    tensors |= _random_state(_device(parts))
     if parts.averaged is not None:
         own = parts.trained.state_dict()
         tensors |= {f"{_TRAINED}{name}": tensor for name, tensor in own.items()}
@@ -114,7 +111,7 @@ def save(run: Path, parts: Parts, config: Any, state: State, *, keep: int) -> Pa
 
 
 def load(checkpoint: Path, parts: Parts) -> State:
-    """Restores modules, optimizer and random number generators; returns where the run stands.
+    """Restores modules and optimizer; returns where the run stands.
 
     Raises:
         FileNotFoundError, ValueError: a file is missing, damaged, or of another model.
@@ -136,10 +133,6 @@ def load(checkpoint: Path, parts: Parts) -> State:
         for group, mine in zip(document["optimizer"], own, strict=True)
     ]
     parts.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-    torch.set_rng_state(tensors[_RNG_CPU])
-    device = _device(parts)
-    if device.type == "cuda" and _RNG_DEVICE in tensors:
-        torch.cuda.set_rng_state(tensors[_RNG_DEVICE], device)
     return _state(document, checkpoint)
 
 
@@ -200,17 +193,6 @@ def _optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], list[dict
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose names start with ``prefix``, without it."""
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-
-
-def _device(parts: Parts) -> torch.device:
-    return next(parts.trained.parameters()).device
-
-
-def _random_state(device: torch.device) -> dict[str, Tensor]:
-    states = {_RNG_CPU: torch.get_rng_state()}
-    if device.type == "cuda":
-        states[_RNG_DEVICE] = torch.cuda.get_rng_state(device)
-    return states
 
 
 def _remove(checkpoint: Path) -> None:

@@ -174,6 +174,7 @@ def encode_splits(
             for _ in range(copies)
             for batch in metrics.batches(splits.train)
         ]
+    height, width = splits.train.size
     parts = [*enumerate(splits), *((0, splits.train) for _ in range(copies))]
     return Codes(
         codes=torch.cat(grids),
@@ -181,7 +182,7 @@ def encode_splits(
         split=torch.cat([torch.full((len(part),), index) for index, part in parts]),
         classes=splits.train.classes,
         codebook_size=model.config.codebook_size,
-        image_size=(splits.train.height, splits.train.width),
+        image_size=(height, width),
         fingerprint=_pretrained.fingerprint(model),
     )
 

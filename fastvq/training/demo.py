@@ -18,13 +18,14 @@ from fastvq import data as datasets
 from fastvq.data import DataConfig, Splits
 from fastvq.models import VQVAE, VQVAEConfig
 from fastvq.priors import GatedPixelCNNConfig
-from fastvq.training import engine, generation, pictures
+from fastvq.training import generation, pictures
 from fastvq.training.codes import encode_splits
 from fastvq.training.evaluation import evaluate
 from fastvq.training.prior import PriorTraining, TrainedPrior, train_prior
 from fastvq.training.progress import Report
 from fastvq.training.records import read_metrics
 from fastvq.training.runs import PRIOR_FOLDER
+from fastvq.training.settings import resolve_device
 from fastvq.training.vqvae import VQVAETraining, train_vqvae
 
 MODEL = VQVAEConfig(hidden_channels=96)
@@ -99,7 +100,7 @@ def _run(
     found |= {
         "sample_temperature": _TEMPERATURE,
         "seconds": round(time.monotonic() - started, 1),
-        "backend": _backends.chosen("nearest", engine.resolve_device(training.device).type),
+        "backend": _backends.chosen("nearest", resolve_device(training.device).type),
         "versions": {"fastvq": fastvq.__version__, "torch": torch.__version__},
         "threads": torch.get_num_threads(),
         "seed": seed,

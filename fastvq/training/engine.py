@@ -5,62 +5,21 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from fastvq import _checks
 from fastvq.training import checkpoints
+from fastvq.training.batches import Batches, Order
+from fastvq.training.processes import Processes
 from fastvq.training.progress import Progress, Report, Window
 from fastvq.training.records import MetricsLog
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """How a model is trained: AdamW under a cosine schedule.
-
-    Attributes:
-        steps: optimizer steps at most.
-        batch_size: examples a step, drawn without replacement within an epoch.
-        learning_rate: at the peak, after the warm-up; it then falls to zero along a cosine.
-        warmup_steps: steps over which it rises linearly.
-        weight_decay: decoupled, of matrices and kernels; biases are left alone.
-        clip_norm: gradients longer than this are shortened to it; 0 for never.
-        log_every: steps between two lines of training metrics, each the mean since the last.
-        validate_every: steps between two validations, each with a checkpoint.
-        patience: validations without a better score before the run stops; 0 for never.
-        keep: checkpoints kept beside the best.
-        seed: of the start, the order of the data and all else that is random.
-        device: ``"auto"`` (CUDA where there is one), or a name that torch knows.
-    """
-
-    steps: int = 2000
-    batch_size: int = 128
-    learning_rate: float = 2e-3
-    warmup_steps: int = 50
-    weight_decay: float = 0.0
-    clip_norm: float = 0.0
-    log_every: int = 50
-    validate_every: int = 100
-    patience: int = 0
-    keep: int = 2
-    seed: int = 0
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "validate_every", "keep"):
-            _checks.positive(name, getattr(self, name))
-        for name in ("warmup_steps", "weight_decay", "clip_norm", "patience", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+from fastvq.training.settings import TrainingConfig, learning_rate, seed_of
 
 
 class Task(Protocol):
@@ -86,13 +45,12 @@ class Task(Protocol):
         """Name of the validation metric to be minimised."""
         ...
 
-    def losses(self, positions: Tensor) -> dict[str, Tensor]:
-        """0-d tensors for the training examples at ``positions``; ``"loss"`` is minimised."""
+    def batch(self, positions: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """The training examples at ``positions``, on the CPU; called from another thread."""
         ...
 
-    @property
-    def averaging(self) -> float:
-        """Decay of the running average of the weights that is validated and kept; 0 for none."""
+    def losses(self, *batch: Tensor) -> dict[str, Tensor]:
+        """0-d tensors for a batch on the model's device; ``"loss"`` is minimised."""
         ...
 
     def validate(self, module: nn.Module) -> dict[str, float]:
@@ -105,19 +63,21 @@ def fit(
     config: TrainingConfig,
     run: Path,
     *,
+    processes: Processes = Processes(),
     resume: bool = False,
     report: Report = print,
 ) -> checkpoints.State:
     """Trains until the steps are done or the validation score is stale.
 
     Continued with ``resume`` from its newest checkpoint, a run on the CPU ends with the same bits
-    (weights, codebook, metrics) as if it had never stopped, given the same number of threads. The
-    caller seeds torch: see `seeded`.
+    (weights, codebook, metrics) as if it had never stopped, given the same number of threads:
+    the data and the random numbers of a step are functions of the seed, the step and the process.
 
     Args:
-        task: the model and its data.
+        task: the model and its data; each process has its own, with equal weights.
         config: see `TrainingConfig`.
         run: the folder that takes ``metrics.jsonl`` and ``checkpoints/``.
+        processes: those that train together.
         resume: continue from the newest checkpoint, if there is one.
         report: takes a line at the end, and at each validation where there is no progress bar.
 
@@ -130,38 +90,36 @@ def fit(
     parts = _parts(task, config)
     newest = checkpoints.latest(run) if resume else None
     state = checkpoints.State() if newest is None else checkpoints.load(newest, parts)
-    log = MetricsLog(run, after=state.step)
-    order = _Order(task.examples, config.batch_size, config.seed)
-    window = Window()
-    started = time.monotonic() - state.seconds
-    progress = Progress(config.steps, state.step, report)
-    while state.step < config.steps and not _is_stale(state, config):
-        window.add(_step(task, parts, config, order, state.step))
-        state = replace(state, step=state.step + 1)
-        progress.step()
-        due = state.step % config.validate_every == 0 or state.step == config.steps
-        if due or state.step % config.log_every == 0:
-            log.write(state.step, "train", window.take(state.step))
-        if due:
-            metrics = _validate(task, parts.model)
-            log.write(state.step, "validation", metrics)
-            state = _judged(state, metrics[task.score], time.monotonic() - started)
-            progress.note(
-                f"validation {task.score} {metrics[task.score]:.5g}", best=state.stale == 0
-            )
-            checkpoints.save(run, parts, task.config, state, keep=config.keep)
-    progress.close()
-    report(
+    stepper = _Stepper(task, parts, config, processes)
+    window, started = Window(), time.monotonic() - state.seconds
+    quiet = report if processes.first else _nowhere
+    with (
+        MetricsLog(run, after=state.step, enabled=processes.first, tensorboard=config.tensorboard)
+        as log,
+        Progress(config.steps, state.step, quiet, enabled=processes.first) as progress,
+        Batches(task.batch, stepper.order, processes, config) as batches,
+    ):  # fmt: skip
+        while state.step < config.steps and not _is_stale(state, config):
+            window.add(stepper.step(state.step, batches.take(state.step)))
+            state = replace(state, step=state.step + 1)
+            progress.step()
+            due = state.step % config.validate_every == 0 or state.step == config.steps
+            if due or state.step % config.log_every == 0:
+                log.write(state.step, "train", processes.mean(window.take(state.step)))
+            if due:
+                metrics = processes.by_first(lambda: _validate(task, parts.model))
+                log.write(state.step, "validation", metrics)
+                state = _judged(state, metrics[task.score], time.monotonic() - started)
+                progress.note(
+                    f"validation {task.score} {metrics[task.score]:.5g}", best=state.stale == 0
+                )
+                if processes.first:
+                    checkpoints.save(run, parts, task.config, state, keep=config.keep)
+    quiet(
         f"best validation {task.score} {state.best_score:.5g} at step {state.best_step} "
         f"of {state.step}, {state.seconds:.0f} s"
     )
     return state
-
-
-def learning_rate(config: TrainingConfig, step: int) -> float:
-    """The learning rate of a step: a linear rise, then a half cosine to zero at ``steps``."""
-    rise = min(1.0, (step + 1) / (config.warmup_steps + 1))
-    return config.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * step / config.steps))
 
 
 @contextlib.contextmanager
@@ -173,40 +131,64 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def resolve_device(name: str) -> torch.device:
-    """``"auto"`` is CUDA where there is one, else the CPU.
+class _Losses(nn.Module):
+    """The losses of a task as the forward of a module, which is what can be shared out."""
 
-    Raises:
-        ValueError: torch does not know the name, or has no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    # torch raises several kinds here, an AssertionError among them when it was built without CUDA
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device {name!r} cannot be used here: {reason}") from error
-    return device
+    def __init__(self, task: Task, config: TrainingConfig, device: torch.device) -> None:
+        super().__init__()
+        self.module = task.module
+        self._task, self._precision, self._type = task, config.precision, device.type
+
+    def forward(self, *batch: Tensor) -> dict[str, Tensor]:
+        enabled = self._precision == "bfloat16"
+        with torch.autocast(self._type, torch.bfloat16, enabled=enabled):
+            return self._task.losses(*batch)
 
 
-class _Order:
-    """Which examples each step takes: a function of (seed, step), so nothing of it is saved."""
+class _Stepper:
+    """Takes optimizer steps."""
 
-    def __init__(self, examples: int, batch_size: int, seed: int) -> None:
-        self.examples, self.seed = examples, seed
-        self.batch_size = min(batch_size, examples)
-        self._epoch, self._shuffled = -1, torch.empty(0, dtype=torch.int64)
+    def __init__(
+        self, task: Task, parts: checkpoints.Parts, config: TrainingConfig, processes: Processes
+    ) -> None:
+        self._parts, self._config, self._rank = parts, config, processes.rank
+        self._device = next(task.module.parameters()).device
+        self.order = Order(task.examples, config.batch_size, config.seed)
+        if config.compile:
+            task.module.compile()
+        self._losses = processes.wrapped(_Losses(task, config, self._device), self._device)
 
-    def positions(self, step: int) -> Tensor:
-        """int64 ``[batch_size]``; what an epoch has left over after its last whole batch rests."""
-        epoch, batch = divmod(step, self.examples // self.batch_size)
-        if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            self._epoch = epoch
-            self._shuffled = torch.randperm(self.examples, generator=generator)
-        return self._shuffled[batch * self.batch_size : (batch + 1) * self.batch_size]
+    def step(self, step: int, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """One step on this process's share of its batch; returns the losses."""
+        config, parts = self._config, self._parts
+        torch.manual_seed(seed_of(config.seed, step, self._rank))
+        for group in parts.optimizer.param_groups:
+            group["lr"] = learning_rate(config, step)
+        parts.trained.train()
+        parts.optimizer.zero_grad(set_to_none=True)
+        losses = self._backward(batch)
+        if config.clip_norm:
+            torch.nn.utils.clip_grad_norm_(parts.trained.parameters(), config.clip_norm)
+        parts.optimizer.step()
+        if parts.averaged is not None:
+            _average(parts.averaged, parts.trained, config.averaging, step)
+        return losses
+
+    def _backward(self, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """Adds the gradients of the batch, part by part; returns the means of the losses."""
+        count = min(self._config.accumulate, len(batch[0]))
+        chunks = zip(*(tensor.chunk(count) for tensor in batch), strict=True)
+        total: dict[str, Tensor] = {}
+        for chunk in chunks:
+            # the last part may be smaller, and the loss is a mean over examples
+            share = len(chunk[0]) / len(batch[0])
+            moved = [tensor.to(self._device, non_blocking=True) for tensor in chunk]
+            losses = self._losses(*moved)
+            (losses["loss"] * share).backward()
+            for name, loss in losses.items():
+                part = loss.detach() * share
+                total[name] = total[name] + part if name in total else part
+        return total
 
 
 def _parts(task: Task, config: TrainingConfig) -> checkpoints.Parts:
@@ -216,34 +198,21 @@ def _parts(task: Task, config: TrainingConfig) -> checkpoints.Parts:
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, config.learning_rate, fused=True)
-    averaged = copy.deepcopy(task.module) if task.averaging else None
+    averaged = copy.deepcopy(task.module) if config.averaging else None
     return checkpoints.Parts(task.module, averaged, optimizer)
-
-
-def _step(
-    task: Task, parts: checkpoints.Parts, config: TrainingConfig, order: _Order, step: int
-) -> dict[str, Tensor]:
-    """One optimizer step; returns its losses."""
-    for group in parts.optimizer.param_groups:
-        group["lr"] = learning_rate(config, step)
-    parts.trained.train()
-    losses = task.losses(order.positions(step))
-    parts.optimizer.zero_grad(set_to_none=True)
-    losses["loss"].backward()
-    if config.clip_norm:
-        torch.nn.utils.clip_grad_norm_(parts.trained.parameters(), config.clip_norm)
-    parts.optimizer.step()
-    if parts.averaged is not None:
-        _average(parts.averaged, parts.trained, task.averaging, step)
-    return losses
 
 
 @torch.no_grad()
 def _average(averaged: nn.Module, trained: nn.Module, decay: float, step: int) -> None:
-    """Moves the average towards the weights, fast at first so that it forgets the start."""
+    """Moves the average towards the weights, fast at first so that it forgets the start.
+
+    Buffers are taken as they are: a codebook of moving averages is one already.
+    """
     decay = min(decay, (step + 1) / (step + 10))
     for mean, now in zip(averaged.parameters(), trained.parameters(), strict=True):
         mean.lerp_(now, 1 - decay)
+    for kept, buffer in zip(averaged.buffers(), trained.buffers(), strict=True):
+        kept.copy_(buffer)
 
 
 def _validate(task: Task, model: nn.Module) -> dict[str, float]:
@@ -261,3 +230,7 @@ def _judged(state: checkpoints.State, score: float, seconds: float) -> checkpoin
 
 def _is_stale(state: checkpoints.State, config: TrainingConfig) -> bool:
     return config.patience > 0 and state.stale >= config.patience
+
+
+def _nowhere(_: str) -> None:
+    """The report of a process that has nothing to say."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastvq import _checks
-from fastvq.data import ImageSet
+from fastvq.data import ExampleSet
 from fastvq.models import VQVAE
 from fastvq.priors import sample
 from fastvq.training import metrics
@@ -82,7 +82,7 @@ def decode_codes(model: VQVAE, codes: Codes) -> Tensor:
     return metrics.decode(model, codes.codes)[..., :height, :width]
 
 
-def reconstruct_images(model: VQVAE, images: ImageSet, count: int) -> tuple[Tensor, Tensor]:
+def reconstruct_images(model: VQVAE, images: ExampleSet, count: int) -> tuple[Tensor, Tensor]:
     """The first ``count`` images and what the model's codes keep of them, ``[N, C, H, W]`` each."""
     batch = images.batch(torch.arange(min(count, len(images))))
     kept = metrics.decode(model, metrics.encode(model, batch))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastvq.data import ImageSet
+from fastvq.data import ExampleSet
 from fastvq.models import VQVAE
 from fastvq.priors import entropy_bits
 
@@ -72,7 +72,7 @@ def use(codes: Tensor, codebook_size: int) -> Use:
 
 
 @torch.no_grad()
-def evaluate_reconstruction(model: VQVAE, images: ImageSet) -> Reconstruction:
+def evaluate_reconstruction(model: VQVAE, images: ExampleSet) -> Reconstruction:
     """Measures a model, in eval mode, on a whole split.
 
     Args:
@@ -93,20 +93,20 @@ def evaluate_reconstruction(model: VQVAE, images: ImageSet) -> Reconstruction:
         mse,
         psnr(mse),
         bits,
-        bits / (images.height * images.width),
+        bits / math.prod(images.size),
         *use(codes, size),
         codebook_size=size,
         images=len(images),
     )
 
 
-def batches(images: ImageSet) -> Iterator[Tensor]:
+def batches(images: ExampleSet) -> Iterator[Tensor]:
     """All images in order, float32 ``[B, C, H, W]``."""
     for positions in torch.arange(len(images)).split(BATCH):
         yield images.batch(positions)
 
 
-def encode_images(model: VQVAE, images: ImageSet) -> Tensor:
+def encode_images(model: VQVAE, images: ExampleSet) -> Tensor:
     """Codes int64 ``[N, h, w]`` on the CPU of all images of a set."""
     return torch.cat([encode(model, batch) for batch in batches(images)])
 
@@ -126,6 +126,8 @@ def decode(model: VQVAE, codes: Tensor) -> Tensor:
     return torch.cat(parts).clamp(0, 1)
 
 
-def cropped(batch: Tensor, images: ImageSet) -> Tensor:
+def cropped(batch: Tensor, images: ExampleSet) -> Tensor:
     """``batch`` without the padding that ``images`` adds."""
-    return batch[..., : images.height, : images.width]
+    for axis, length in enumerate(images.size, start=2):
+        batch = batch.narrow(axis, 0, length)
+    return batch

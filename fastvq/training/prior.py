@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastvq import _checks, _pretrained
+from fastvq import _pretrained
 from fastvq.priors import (
     GatedPixelCNN,
     GatedPixelCNNConfig,
@@ -22,20 +22,16 @@ from fastvq.priors import (
 )
 from fastvq.training import checkpoints, engine, runs
 from fastvq.training.codes import Codes
-from fastvq.training.engine import TrainingConfig
+from fastvq.training.processes import launched, together
 from fastvq.training.progress import Report
+from fastvq.training.settings import TrainingConfig, resolve_device
 
 CODES_NAME = "codes.npz"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PriorTraining(TrainingConfig):
-    """How a prior is trained: a `TrainingConfig` that stops when validation no longer improves.
-
-    Attributes:
-        averaging: decay of the running average of the weights that is validated and kept; 0 keeps
-            the weights themselves.
-    """
+    """How a prior is trained: a `TrainingConfig` that stops when validation no longer improves."""
 
     steps: int = 500
     learning_rate: float = 4e-3
@@ -44,10 +40,6 @@ class PriorTraining(TrainingConfig):
     validate_every: int = 50
     patience: int = 4
     averaging: float = 0.995
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _checks.fraction("averaging", self.averaging)
 
 
 class PriorScore(NamedTuple):
@@ -110,16 +102,19 @@ def train_prior(
         ValueError: the prior does not fit the codes, or a resumed run has others. Raised before
             anything is written.
     """
-    device = engine.resolve_device(training.device)
+    processes = launched()
+    device = resolve_device(training.device, processes.local)
     _check(codes, model)
     run = Path(out)
     if resume and (run / CODES_NAME).exists():
         _check_same(codes, Codes.load(run / CODES_NAME))
-    runs.create(run, {"model": model, "training": training}, resume=resume)
-    codes.save(run / CODES_NAME)
-    with engine.seeded(training.seed, device):
-        task = _Task(GatedPixelCNN(model).to(device), codes, training.averaging)
-        engine.fit(task, training, run, resume=resume, report=report)
+    settings = {"model": model, "training": training}
+    with together(processes, device), engine.seeded(training.seed, device):
+        processes.by_first(lambda: runs.create(run, settings, resume=resume))
+        processes.by_first(lambda: codes.save(run / CODES_NAME))
+        task = _Task(GatedPixelCNN(model).to(device), codes)
+        engine.fit(task, training, run, processes=processes, resume=resume, report=report)
+        processes.by_first(lambda: None)
         return load_prior(run)
 
 
@@ -205,17 +200,18 @@ class _Task:
 
     score = "bits_per_code"
 
-    def __init__(self, module: GatedPixelCNN, codes: Codes, averaging: float) -> None:
-        device = next(module.parameters()).device
-        self.module, self.config, self.averaging = module, module.config, averaging
-        self._codes, self._labels = (tensor.to(device) for tensor in codes.part("train"))
+    def __init__(self, module: GatedPixelCNN, codes: Codes) -> None:
+        self.module, self.config = module, module.config
+        self._codes, self._labels = codes.part("train")
         self._validation = codes.part("validation")
         self.examples = len(self._codes)
 
-    def losses(self, positions: Tensor) -> dict[str, Tensor]:
-        positions = positions.to(self._codes.device)
-        labels = _labels(self.module, self._labels[positions])
-        nats = self.module.nll(self._codes[positions], labels).mean()
+    def batch(self, positions: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        return self._codes[positions], self._labels[positions]
+
+    def losses(self, *batch: Tensor) -> dict[str, Tensor]:
+        codes, labels = batch
+        nats = self.module.nll(codes, _labels(self.module, labels)).mean()
         return {"loss": nats, "bits_per_code": nats / math.log(2)}
 
     def validate(self, module: nn.Module) -> dict[str, float]:

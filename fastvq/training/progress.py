@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from types import TracebackType
 
 from torch import Tensor
 
@@ -48,13 +49,14 @@ class Progress:
         total: steps of the run.
         done: steps already taken.
         report: takes the lines.
+        enabled: whether there is a bar at all.
     """
 
-    def __init__(self, total: int, done: int, report: Report) -> None:
+    def __init__(self, total: int, done: int, report: Report, *, enabled: bool = True) -> None:
         from tqdm import tqdm
 
         self._report = report
-        self._terminal = sys.stderr.isatty()
+        self._terminal = enabled and sys.stderr.isatty()
         self._bar = tqdm(total=total, initial=done, unit="step", disable=not self._terminal)
         self._step, self._total = done, total
 
@@ -71,6 +73,13 @@ class Progress:
         else:
             self._report(f"step {self._step}/{self._total}: {text}")
 
-    def close(self) -> None:
-        """Leaves the bar as it is."""
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._bar.close()

@@ -7,11 +7,13 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from fastvq import _files
 
 METRICS_NAME = "metrics.jsonl"
+BOARD_NAME = "tensorboard"
 
 
 class MetricsLog:
@@ -24,10 +26,21 @@ class MetricsLog:
         folder: the run.
         after: the step the run continues from: later lines, left by a run that was killed between
             its last checkpoint and its end, are dropped.
+        enabled: whether this process writes at all.
+        tensorboard: write the same for TensorBoard, into ``tensorboard/`` of the run.
+
+    Raises:
+        ModuleNotFoundError: TensorBoard is asked for and absent.
     """
 
-    def __init__(self, folder: Path, *, after: int) -> None:
+    def __init__(
+        self, folder: Path, *, after: int, enabled: bool = True, tensorboard: bool = False
+    ) -> None:
         self.path = folder / METRICS_NAME
+        self._enabled = enabled
+        self._board = _board(folder, after) if enabled and tensorboard else None
+        if not enabled:
+            return
         kept = [line for line in read_metrics(folder) if line["step"] <= after]
         with _files.replacing(self.path) as temporary:
             text = "".join(f"{json.dumps(line)}\n" for line in kept)
@@ -35,8 +48,36 @@ class MetricsLog:
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Adds the line ``{"step": step, "split": split, **values}``."""
+        if not self._enabled:
+            return
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(f"{name}/{split}", value, step)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._board is not None:
+            self._board.close()
+
+
+def _board(folder: Path, after: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            f"training.tensorboard needs the package tensorboard: pip install tensorboard ({error})"
+        ) from error
+    # what a killed run left after its last checkpoint is hidden
+    return SummaryWriter(folder / BOARD_NAME, purge_step=after + 1)
 
 
 def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -14,9 +14,10 @@ from fastvq import data as datasets
 from fastvq.data import DataConfig, Splits
 from fastvq.models import VQVAE, VQVAEConfig
 from fastvq.training import checkpoints, engine, metrics, runs
-from fastvq.training.engine import TrainingConfig
 from fastvq.training.jitter import Jitter, jittered
+from fastvq.training.processes import launched, together
 from fastvq.training.progress import Report
+from fastvq.training.settings import TrainingConfig, resolve_device
 
 # the sign of a collapsed codebook: training goes on, but somebody should know
 _COLLAPSED_PERPLEXITY = 1.5
@@ -63,7 +64,8 @@ def train_vqvae(
 
         model = train_vqvae(DataConfig(), VQVAEConfig(), VQVAETraining(steps=500), "runs/digits")
     """
-    device = engine.resolve_device(training.device)
+    processes = launched()
+    device = resolve_device(training.device, processes.local)
     splits = datasets.load(data, multiple=model.stride, report=report)
     if splits.train.channels != model.in_channels:
         raise ValueError(
@@ -73,11 +75,12 @@ def train_vqvae(
     for split in ("train", "validation"):
         splits.part(split)
     run = Path(out)
-    runs.create(run, {"data": data, "model": model, "training": training}, resume=resume)
-    with engine.seeded(training.seed, device):
+    settings = {"data": data, "model": model, "training": training}
+    with together(processes, device), engine.seeded(training.seed, device):
+        processes.by_first(lambda: runs.create(run, settings, resume=resume))
         task = _Task(VQVAE(model).to(device), splits, training, report)
-        engine.fit(task, training, run, resume=resume, report=report)
-        return VQVAE.from_pretrained(checkpoints.best(run))
+        engine.fit(task, training, run, processes=processes, resume=resume, report=report)
+        return VQVAE.from_pretrained(processes.by_first(lambda: checkpoints.best(run)))
 
 
 def resume_vqvae(run: str | os.PathLike[str], *, report: Report = print) -> VQVAE:
@@ -101,8 +104,6 @@ class _Task:
     """A VQ-VAE and its images, for the loop."""
 
     score = "mse"
-    # the codebook follows the encoder of the step, not an average of encoders
-    averaging = 0.0
 
     def __init__(self, module: VQVAE, splits: Splits, jitter: Jitter, report: Report) -> None:
         self.module, self.config = module, module.config
@@ -110,13 +111,16 @@ class _Task:
         self._train, self._validation = splits.train, splits.validation
         self._jitter, self._report = jitter, report
 
-    def losses(self, positions: Tensor) -> dict[str, Tensor]:
+    def batch(self, positions: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         images = self._train.batch(positions)
         if self._jitter.moves:
             # the other half keeps the model at home in images as they are
             half = len(images) // 2
-            images = torch.cat([jittered(images[:half], self._jitter), images[half:]])
-        output = self.module(images.to(next(self.module.parameters()).device))
+            images = torch.cat([jittered(images[:half], self._jitter, generator), images[half:]])
+        return (images,)
+
+    def losses(self, *batch: Tensor) -> dict[str, Tensor]:
+        output = self.module(*batch)
         return {
             "loss": output.loss,
             "reconstruction_loss": output.reconstruction_loss,

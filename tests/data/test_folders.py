@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from fastvq import data
-from fastvq.data import folders
+from fastvq.data import files
 from fastvq.data.decoding import decode
 
 
@@ -138,7 +138,7 @@ def test_files_too_many_for_memory_are_read_batch_by_batch(tmp_path, monkeypatch
     for i in range(10):
         write(tmp_path / f"{i}.png", value=i)
     held = everything(data.folder(tmp_path))
-    monkeypatch.setattr(folders, "MEMORY_BYTES", 0)
+    monkeypatch.setattr(files, "MEMORY_BYTES", 0)
     read = everything(data.folder(tmp_path))
     assert all(torch.equal(a, b) for a, b in zip(held, read, strict=True))
 
@@ -149,7 +149,7 @@ def test_two_images_are_all_for_training(tmp_path):
     splits = data.folder(tmp_path)
     assert [len(part) for part in splits] == [2, 0, 0]
     assert len(splits.part("all")) == 2
-    with pytest.raises(ValueError, match="the test split must hold at least one image, got none"):
+    with pytest.raises(ValueError, match="the test split must hold at least one example, got none"):
         splits.part("test")
 
 
@@ -165,7 +165,7 @@ def test_refused_folders(tmp_path):
     write(tmp_path / "y.png", size=(8, 6))
     with pytest.raises(ValueError, match=r"x.png is 8x8, y.png is 8x6"):
         data.folder(tmp_path)
-    assert data.folder(tmp_path, image_size=4).train.height == 4
+    assert data.folder(tmp_path, image_size=4).train.size == (4, 4)
 
 
 @pytest.mark.parametrize(

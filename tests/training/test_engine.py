@@ -8,6 +8,9 @@ from torch import nn
 
 from fastvq import _pretrained
 from fastvq.training import TrainingConfig, checkpoints, engine, read_metrics
+from fastvq.training.batches import Order
+from fastvq.training.processes import Processes
+from fastvq.training.settings import learning_rate, resolve_device
 
 from .conftest import silent
 
@@ -22,14 +25,15 @@ class Line:
 
     score = "score"
     config = Nothing()
-    averaging = 0.0
     examples = 10
 
-    def __init__(self, scores=(), averaging=0.0):
+    def __init__(self, scores=()):
         self.module = nn.Linear(1, 1)
-        self.averaging = averaging
         self.scores = iter(scores)
         self.seen = []
+
+    def batch(self, positions, generator):
+        return (positions,)
 
     def losses(self, positions):
         self.seen.append(positions.tolist())
@@ -45,22 +49,22 @@ def config(**options):
 
 
 def test_an_epoch_shows_every_example_at_most_once_and_epochs_differ():
-    order = engine._Order(10, 4, seed=3)
+    order = Order(10, 4, seed=3)
     epochs = [order.positions(2 * e).tolist() + order.positions(2 * e + 1).tolist() for e in (0, 1)]
     assert all(len(set(epoch)) == 8 for epoch in epochs)
     assert epochs[0] != epochs[1]
     # the order is a function of the step: nobody has to have asked for the steps before
-    assert engine._Order(10, 4, seed=3).positions(3).tolist() == epochs[1][4:]
-    assert engine._Order(10, 4, seed=4).positions(3).tolist() != epochs[1][4:]
+    assert Order(10, 4, seed=3).positions(3).tolist() == epochs[1][4:]
+    assert Order(10, 4, seed=4).positions(3).tolist() != epochs[1][4:]
 
 
 def test_a_batch_larger_than_the_data_is_the_data():
-    assert sorted(engine._Order(3, 8, seed=0).positions(5).tolist()) == [0, 1, 2]
+    assert sorted(Order(3, 8, seed=0).positions(5).tolist()) == [0, 1, 2]
 
 
 def test_the_learning_rate_rises_and_falls():
     rates = [
-        engine.learning_rate(config(steps=100, warmup_steps=9, learning_rate=2.0), step)
+        learning_rate(config(steps=100, warmup_steps=9, learning_rate=2.0), step)
         for step in range(100)
     ]
     assert rates[0] == pytest.approx(0.2)
@@ -93,11 +97,11 @@ def test_metrics_are_means_since_the_last_line(tmp_path):
 
 
 def test_the_average_is_kept_and_the_weights_are_resumed(tmp_path):
-    task = Line(averaging=0.9)
+    task = Line()
     history = []
     losses = task.losses
     task.losses = lambda at: history.append(task.module.weight.item()) or losses(at)
-    engine.fit(task, config(learning_rate=0.1), tmp_path, report=silent)
+    engine.fit(task, config(learning_rate=0.1, averaging=0.9), tmp_path, report=silent)
     history.append(task.module.weight.item())
     mean = history[0]
     for step, weight in enumerate(history[1:]):
@@ -120,8 +124,8 @@ def test_decay_spares_biases_and_clipping_bounds_the_step():
     ]  # fmt: skip
     with torch.no_grad():
         task.module.weight.fill_(1e4)
-    order = engine._Order(10, 4, seed=0)
-    engine._step(task, parts, config(clip_norm=0.25), order, 0)
+    stepper = engine._Stepper(task, parts, config(clip_norm=0.25), Processes())
+    stepper.step(0, (torch.zeros(4),))
     norm = torch.cat([p.grad.flatten() for p in task.module.parameters()]).norm()
     assert norm.item() == pytest.approx(0.25, rel=1e-4)
 
@@ -156,8 +160,8 @@ def test_refused_settings(options, error, message):
 
 def test_refused_devices():
     with pytest.raises(ValueError, match="device 'gpu' cannot be used here"):
-        engine.resolve_device("gpu")
+        resolve_device("gpu")
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="device 'cuda' cannot be used here"):
-            engine.resolve_device("cuda")
-        assert engine.resolve_device("auto") == torch.device("cpu")
+            resolve_device("cuda")
+        assert resolve_device("auto") == torch.device("cpu")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fastvq import data, training
-from fastvq.data.images import in_memory
+from fastvq.data.examples import in_memory
 from fastvq.training import metrics
 
 

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several processes that train one model together, as ``torchrun`` starts them.
+
+Each process works on its share of every batch and holds the same weights; the first one alone
+validates, writes and reports. With one process nothing here does anything.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that train together.
+
+    Attributes:
+        rank: its number, 0 for the first.
+        count: how many there are.
+        local: its number among those of its machine.
+    """
+
+    rank: int = 0
+    count: int = 1
+    local: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and reports."""
+        return self.rank == 0
+
+    def share(self, positions: Tensor) -> Tensor:
+        """This process's part of the positions of a batch.
+
+        Raises:
+            ValueError: the batch cannot be shared equally.
+        """
+        if len(positions) % self.count:
+            raise ValueError(
+                f"batch_size must be a multiple of the {self.count} processes, got {len(positions)}"
+            )
+        return positions[self.rank :: self.count]
+
+    def by_first(self, work: Callable[[], T]) -> T:
+        """What ``work`` returns in the first process, in every process; the others wait."""
+        result = [work() if self.first else None]
+        if self.count > 1:
+            dist.broadcast_object_list(result, src=0)
+        return result[0]  # type: ignore[return-value]
+
+    def mean(self, values: dict[str, float]) -> dict[str, float]:
+        """The mean of every process's values."""
+        if self.count == 1:
+            return values
+        gathered: list[dict[str, float]] = [{} for _ in range(self.count)]
+        dist.all_gather_object(gathered, values)
+        return {name: sum(each[name] for each in gathered) / self.count for name in values}
+
+    def wrapped(self, module: nn.Module, device: torch.device) -> nn.Module:
+        """``module`` whose gradients are averaged over the processes during ``backward``."""
+        if self.count == 1:
+            return module
+        devices = [device] if device.type == "cuda" else None
+        # codebooks are kept alike by their own reductions: see fastvq.nn
+        return nn.parallel.DistributedDataParallel(module, devices, broadcast_buffers=False)
+
+
+def launched() -> Processes:
+    """This process, as ``torchrun`` describes it in the environment."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if not all(name in os.environ for name in names):
+        return Processes()
+    return Processes(*(int(os.environ[name]) for name in names))
+
+
+@contextmanager
+def together(processes: Processes, device: torch.device) -> Iterator[None]:
+    """Joins the processes inside, unless the caller has joined them already."""
+    if processes.count == 1 or dist.is_initialized():
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    # gloo for what stays on the CPU, such as metrics
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
