@@ -26,6 +26,55 @@ def test_plain_values_become_a_config_and_return():
     assert _config.from_dict(Example, through_json, where="example") == config
 
 
+@dataclass(frozen=True)
+class Special(Example):
+    depth: int = 1
+
+
+@dataclass(frozen=True)
+class Holder:
+    inner: Example
+    many: tuple[Example, ...] = ()
+    perhaps: Example | None = None
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Holder(Example(3)),
+        Holder(Special(3, depth=2)),
+        Holder(Example(), (Special(), Example(4)), Special(sizes=(1, 2))),
+    ],
+)
+def test_a_config_in_a_config_returns_as_the_class_it_was(config):
+    through_json = json.loads(json.dumps(_config.to_dict(config)))
+    back = _config.from_dict(Holder, through_json, where="holder")
+    assert back == config
+    assert type(back.inner) is type(config.inner)
+
+
+def test_a_config_in_a_config_is_by_default_what_the_field_says():
+    assert _config.from_dict(Holder, {"inner": {"steps": 2}}, where="h") == Holder(Example(2))
+    assert _config.from_dict(Holder, {"inner": Special()}, where="h").inner == Special()
+
+
+@pytest.mark.parametrize(
+    ("inner", "error", "message"),
+    [
+        ({"kind": "Specal"}, ValueError, "h.inner.kind must be.*did you mean 'Special'"),
+        ({"kind": "Holder"}, ValueError, "h.inner.kind must be one of Example, Special, got"),
+        ({"step": 1}, ValueError, "key of h.inner must be.*did you mean 'steps'"),
+        ({"steps": "1"}, TypeError, "h.inner.steps must be int, got str"),
+        ({"depth": 1}, ValueError, "key of h.inner must be one of"),
+        (3, TypeError, "h.inner must be Example, got int 3"),
+        (None, TypeError, "h.inner must be Example, got NoneType"),
+    ],
+)
+def test_refused_configs_in_a_config(inner, error, message):
+    with pytest.raises(error, match=message):
+        _config.from_dict(Holder, {"inner": inner}, where="h")
+
+
 @pytest.mark.parametrize(
     ("values", "error", "message"),
     [

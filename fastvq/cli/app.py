@@ -21,6 +21,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("train")(train.train)
 app.command("train-prior")(train.train_prior)
+app.command("experiment")(train.experiment)
 app.command("reconstruct")(use.reconstruct)
 app.command("encode")(use.encode)
 app.command("decode")(use.decode)

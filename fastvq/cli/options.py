@@ -10,13 +10,22 @@ from typing import Annotated
 import typer
 
 from fastvq import training
-from fastvq.training import Codes, runs
+from fastvq.training import Codes, TrainedPrior, runs
+from fastvq.training.kinds import MODELS
 
 Run = Annotated[Path, typer.Argument(help="Folder of a trained VQ-VAE.", show_default=False)]
 Data = Annotated[
     str | None,
-    typer.Option(help="'digits' or a folder of images; by default what the run was trained on."),
+    typer.Option(help="What `fastvq train` takes; by default what the run was trained on."),
 ]
+Source = Annotated[
+    str | None,
+    typer.Option(
+        help="digits (the default), photos, eeg, ecg, clips, hf:NAME, a folder of images, WAV "
+        "files or videos, MNIST's or CIFAR's files, an .npy or .npz file."
+    ),
+]
+Model = Annotated[str, typer.Option(help=f"{' or '.join(MODELS)}.")]
 Split = Annotated[str, typer.Option(help="train, validation, test or all.")]
 Config = Annotated[Path | None, typer.Option(help="TOML file of settings.")]
 Set = Annotated[
@@ -32,14 +41,27 @@ Copies = Annotated[
     ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run with its own settings.")]
+Priors = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--prior",
+        help="Folder of a prior's run, of the top level first; may be repeated. By default those "
+        "of the run.",
+    ),
+]
 
 
 def encoded(run: Path, data: str | None, copies: int) -> Codes:
     """The codes of a data set by the model of a run, moved copies as the run's training moves."""
-    model = training.load_vqvae(run)
+    model = training.load_model(run)
     splits = training.load_data(run, model, data, report=report)
-    jitter = runs.setting(run, "training", training.VQVAETraining) if copies else None
+    jitter = runs.setting(run, "training", training.ModelTraining) if copies else None
     return training.encode_splits(model, splits, copies=copies, jitter=jitter)
+
+
+def load_priors(run: Path, given: list[Path] | None) -> list[TrainedPrior]:
+    """The priors in folders, or those that lie in a run; the top level first."""
+    return [training.load_prior(folder) for folder in given or runs.prior_folders(run)]
 
 
 def report(line: str) -> None:

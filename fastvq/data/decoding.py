@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import threading
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from fastvq.data.muting import MUTED
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,7 +25,7 @@ def decode(file: Path, *, image_size: int | None, channels: int) -> Pixels:
     """
     from PIL import Image
 
-    with _LENIENT, Image.open(file) as opened:
+    with MUTED, Image.open(file) as opened:
         opened.load()
         return pixels(opened, image_size=image_size, channels=channels)
 
@@ -38,7 +38,7 @@ def decode_frames(file: Path, *, image_size: int | None, channels: int) -> Pixel
     """
     from PIL import Image, ImageSequence
 
-    with _LENIENT, Image.open(file) as opened:
+    with MUTED, Image.open(file) as opened:
         return np.stack(
             [
                 pixels(frame, image_size=image_size, channels=channels)
@@ -61,36 +61,6 @@ def pixels(image: Image, *, image_size: int | None, channels: int) -> Pixels:
         upright = _fit(upright, image_size)
     values: Pixels = np.asarray(upright, np.uint8).reshape(upright.height, upright.width, channels)
     return np.ascontiguousarray(values.transpose(2, 0, 1))
-
-
-class _Lenient:
-    """Silences what Pillow warns of (odd metadata, very large pictures): the pixels are right.
-
-    The filters of warnings belong to the process. Threads that each saved and restored them would
-    restore one another's, so the first one in saves and the last one out restores.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._saved = warnings.catch_warnings()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._inside == 0:
-                self._saved = warnings.catch_warnings()
-                self._saved.__enter__()
-                warnings.simplefilter("ignore")
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                self._saved.__exit__(None, None, None)
-
-
-_LENIENT = _Lenient()
 
 
 def _eight_bits(image: Image) -> Image:

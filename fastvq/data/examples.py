@@ -18,7 +18,7 @@ from fastvq import _checks
 UNLABELLED = -1
 ALL = "all"
 # what a set holds -> along how many axes an example of it extends
-AXES = {"audio": 1, "image": 2, "video": 3}
+AXES = {"signal": 1, "audio": 1, "image": 2, "video": 3}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +29,12 @@ class ExampleSet:
     set has an exact discrete likelihood.
 
     Attributes:
-        kind: ``"image"``, ``"audio"`` (any 1-d signal) or ``"video"``.
+        kind: ``"image"``, ``"video"``, ``"audio"`` (levels of `mu_law_encode`) or ``"signal"`` (any
+            other function of time).
         read: int64 ``[B]`` -> uint8 ``[B, C, *size]``, the examples at those positions.
         peak: the highest level; `batch` divides by it.
         channels: C.
-        size: ``(L,)`` of audio, ``(H, W)`` of images, ``(T, H, W)`` of video, before padding.
+        size: ``(L,)`` of sound and signals, ``(H, W)`` of images, ``(T, H, W)`` of video, before padding.
         labels: int64 ``[N]``, the class of each example, -1 for none.
         classes: the name of each class; empty without labels.
         padding: samples that `batch` adds at the end of each axis; empty for none.

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from fastvq import _checks
 
+A = TypeVar("A")
 T = TypeVar("T")
 # up to this many bytes of levels stay in memory; beyond, files are decoded anew for each batch
 MEMORY_BYTES = 4 * 2**30
@@ -97,7 +98,7 @@ class _Fault(str):
     __slots__ = ()
 
 
-def side_by_side(decode: Callable[[Path], T], files: Iterable[Path]) -> Iterator[T]:
+def side_by_side(decode: Callable[[A], T], arguments: Iterable[A]) -> Iterator[T]:
     """``map`` on all cores, in order."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from pool.map(decode, files)
+        yield from pool.map(decode, arguments)

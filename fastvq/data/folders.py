@@ -6,14 +6,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from fastvq import _checks
 from fastvq.data import files
 from fastvq.data.decoding import Pixels, decode
-from fastvq.data.examples import ExampleSet, Splits
-from fastvq.data.splitting import cut, labels_of, split_folders
+from fastvq.data.examples import Splits
+from fastvq.data.pieces import Pieces
+from fastvq.data.splitting import labels_of, split_folders
 
 SUFFIXES = frozenset(
     (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
@@ -50,7 +48,7 @@ def folder(
         label_pattern: a regular expression that finds the class in the name of every file.
         unreadable: ``"refuse"`` to raise on images that cannot be decoded, ``"skip"`` to leave
             them out; either way they are named and counted.
-        report: takes the lines about skipped images.
+        report: takes the lines about skipped images and missing labels.
 
     Raises:
         FileNotFoundError: there is no such folder, or no image in it.
@@ -58,58 +56,18 @@ def folder(
             sizes without ``image_size``; a name in which ``label_pattern`` finds no class.
         ModuleNotFoundError: Pillow is absent (it comes with the ``train`` extra).
     """
+    check_pixels(image_size, channels)
     root = Path(path)
-    images = _Images(root, image_size, channels)
+
+    def decoded(file: Path) -> Pixels:
+        return decode(file, image_size=image_size, channels=channels)
+
+    images = Pieces[Path](f"{root}: images", lambda file, _: decoded(root / file))
     unread = files.Unreadable(root, "images", unreadable, report)
-    images.scan(files.found(root, SUFFIXES, "image"), unread)
-    given, named = split_folders(images.good)
-    labels, classes = labels_of(named, label_pattern)
-    whole = ExampleSet(
-        kind="image",
-        read=images.read,
-        peak=255,
-        channels=channels,
-        size=images.shape[1:],
-        labels=labels,
-        classes=classes,
-    )
-    return Splits(*(whole.subset(part) for part in cut(given)))
-
-
-class _Images:
-    """The readable images of a folder: in memory, or decoded anew where they are too many."""
-
-    def __init__(self, root: Path, image_size: int | None, channels: int) -> None:
-        check_pixels(image_size, channels)
-        self._root, self._image_size, self._channels = root, image_size, channels
-        self._held: Pixels | None = None
-        self.good: list[Path] = []
-        self.shape: tuple[int, ...] = ()
-
-    def scan(self, found: list[Path], unread: files.Unreadable) -> None:
-        """Decodes every file once, so that a bad one is found before anything is trained."""
-        for file, pixels in unread.decoded(found, self._decode):
-            self.shape = self.shape or pixels.shape
-            if pixels.shape != self.shape:
-                raise ValueError(
-                    f"{self._root}: images must be of one size unless image_size is given: "
-                    f"{self.good[0]} is {self.shape[2]}x{self.shape[1]}, "
-                    f"{file} is {pixels.shape[2]}x{pixels.shape[1]}"
-                )
-            if self._held is None and len(found) * pixels.nbytes <= files.MEMORY_BYTES:
-                self._held = np.empty((len(found), *self.shape), np.uint8)
-            if self._held is not None:
-                self._held[len(self.good)] = pixels
-            self.good.append(file)
-
-    def read(self, at: torch.Tensor) -> torch.Tensor:
-        if self._held is not None:
-            return torch.from_numpy(self._held[at.numpy()])
-        chosen = [self._root / self.good[i] for i in at.tolist()]
-        return torch.from_numpy(np.stack(list(files.side_by_side(self._decode, chosen))))
-
-    def _decode(self, file: Path) -> Pixels:
-        return decode(file, image_size=self._image_size, channels=self._channels)
+    for file, pixels in unread.decoded(files.found(root, SUFFIXES, "image"), decoded):
+        images.add(file, pixels[None])
+    given, named = split_folders(images.sources)
+    return images.splits("image", given, *labels_of(named, label_pattern, report))
 
 
 def check_pixels(image_size: int | None, channels: int) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastvq.data.examples import UNLABELLED, permutation
+from fastvq.data.files import Report
 
 TRAIN, VALIDATION, TEST = range(3)
 SPLIT_FOLDERS = {
@@ -56,17 +57,26 @@ def split_folders(files: list[Path]) -> tuple[Tensor, list[Path]]:
     return given, [Path(*file.parts[1:]) for file in files]
 
 
-def labels_of(files: Sequence[Path], pattern: str | None) -> tuple[Tensor, tuple[str, ...]]:
+def labels_of(
+    files: Sequence[Path], pattern: str | None, report: Report
+) -> tuple[Tensor, tuple[str, ...]]:
     """The class of each file: its first subfolder, or the first group of ``pattern`` in its name.
 
-    Without a pattern no file has a label when one lies in no subfolder.
+    Without a pattern no file has a label when one lies in no subfolder; where others do, that is
+    reported.
 
     Raises:
         ValueError: ``pattern`` is no regular expression with a group, or a name does not match.
     """
     if pattern is not None:
         return numbered([_matched(file, _compiled(pattern)) for file in files])
-    if any(len(file.parts) <= 1 for file in files):
+    outside = [file for file in files if len(file.parts) <= 1]
+    if outside:
+        if len(outside) < len(files):
+            report(
+                f"{outside[0]} lies in no subfolder, as {len(outside)} of {len(files)} do: "
+                "no example has a label"
+            )
         return torch.full((len(files),), UNLABELLED), ()
     return numbered([file.parts[0] for file in files])
 

@@ -7,44 +7,64 @@ One set of blocks serves all three: ``spatial_dims`` picks the convolution. Chan
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from torch import Tensor, nn
 
-_CONVOLUTION = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+# by axes; typed loosely, for torch's hints allow a tuple for several axes only of known length
+_CONVOLUTION: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_TRANSPOSED: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
 
 def convolution(spatial_dims: int, inputs: int, outputs: int, kernel: int) -> nn.Module:
     """A convolution of stride 1 that keeps the size; ``kernel`` is odd."""
-    return _CONVOLUTION[spatial_dims](inputs, outputs, kernel, padding=kernel // 2)
+    layer: nn.Module = _CONVOLUTION[spatial_dims](inputs, outputs, kernel, padding=kernel // 2)
+    return layer
 
 
-def down(spatial_dims: int, inputs: int, outputs: int, stride: int) -> nn.Module:
+def down(spatial_dims: int, inputs: int, outputs: int, stride: int | Sequence[int]) -> nn.Module:
     """A strided convolution: ``[B, inputs, L] -> [B, outputs, L / stride]`` in every axis.
 
-    The kernel spans two strides (4x4 at stride 2), as in the paper. L must be a multiple of stride.
+    The kernel spans two strides (4x4 at stride 2), as in the paper, and three samples of an axis
+    whose stride is 1. L must be a multiple of stride, which is one for all axes or one for each.
     """
-    padding = (stride + 1) // 2
-    return _CONVOLUTION[spatial_dims](inputs, outputs, 2 * stride, stride, padding)
+    strides = _each(stride, spatial_dims)
+    kernels = [_span(s) for s in strides]
+    paddings = [(s + 1) // 2 for s in strides]
+    return _CONVOLUTION[spatial_dims](inputs, outputs, kernels, strides, paddings)
 
 
-def up(spatial_dims: int, inputs: int, outputs: int, stride: int) -> nn.Module:
+def up(spatial_dims: int, inputs: int, outputs: int, stride: int | Sequence[int]) -> nn.Module:
     """The mirror of `down`, transposed: ``[B, inputs, L] -> [B, outputs, L * stride]``."""
-    padding = (stride + 1) // 2
+    strides = _each(stride, spatial_dims)
+    kernels = [_span(s) for s in strides]
+    paddings = [(s + 1) // 2 for s in strides]
     # an odd stride cannot be padded evenly: one more sample at the end gives exactly L * stride
-    return _TRANSPOSED[spatial_dims](inputs, outputs, 2 * stride, stride, padding, stride % 2)
+    extra = [s % 2 if s > 1 else 0 for s in strides]
+    return _TRANSPOSED[spatial_dims](inputs, outputs, kernels, strides, paddings, extra)
+
+
+def _each(stride: int | Sequence[int], spatial_dims: int) -> list[int]:
+    return [stride] * spatial_dims if isinstance(stride, int) else list(stride)
+
+
+def _span(stride: int) -> int:
+    return 2 * stride if stride > 1 else 3
 
 
 class ResidualBlock(nn.Module):
-    """``x + conv1(relu(conv3(relu(x))))``: 3-wide into ``hidden`` channels, 1-wide back.
+    """``x + conv1(relu(conv(relu(x))))``: ``kernel`` wide into ``hidden`` channels, 1-wide back.
 
-    Source: section 4.1 of "Neural Discrete Representation Learning" (arXiv 1711.00937).
+    Source: section 4.1 of "Neural Discrete Representation Learning" (arXiv 1711.00937), with a
+    kernel of 3.
     """
 
-    def __init__(self, spatial_dims: int, channels: int, hidden: int) -> None:
+    def __init__(self, spatial_dims: int, channels: int, hidden: int, kernel: int = 3) -> None:
         super().__init__()
         self.body = nn.Sequential(
             nn.ReLU(),
-            convolution(spatial_dims, channels, hidden, 3),
+            convolution(spatial_dims, channels, hidden, kernel),
             nn.ReLU(),
             convolution(spatial_dims, hidden, channels, 1),
         )
@@ -55,7 +75,9 @@ class ResidualBlock(nn.Module):
         return out
 
 
-def residual_stack(spatial_dims: int, channels: int, hidden: int, depth: int) -> nn.Sequential:
+def residual_stack(
+    spatial_dims: int, channels: int, hidden: int, depth: int, kernel: int = 3
+) -> nn.Sequential:
     """``depth`` residual blocks and the ReLU that closes them."""
-    blocks = [ResidualBlock(spatial_dims, channels, hidden) for _ in range(depth)]
+    blocks = [ResidualBlock(spatial_dims, channels, hidden, kernel) for _ in range(depth)]
     return nn.Sequential(*blocks, nn.ReLU())

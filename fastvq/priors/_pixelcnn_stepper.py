@@ -6,8 +6,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
+
+from fastvq.priors._caching import affine, matrix, push_row
 
 if TYPE_CHECKING:
     from fastvq.priors.pixelcnn import GatedLayer, GatedPixelCNN
@@ -97,13 +99,13 @@ class GatedPixelCNNStepper:
         """Runs the vertical stream on this row and keeps what it tells the horizontal one."""
         prior, reach = self._prior, self._reach
         if self._row > 0:
-            _push_row(self._codes_above, self._codes[:, reach:].transpose(1, 2), reach)
+            push_row(self._codes_above, self._codes[:, reach:].transpose(1, 2), reach)
         self._first = self._position_right[self._row].unbind()
         vertical = prior.above(self._codes_above) + self._position_down[:, self._row, None]
         context = None if self._context is None else self._context[:, :, self._row, None]
         for index, layer in enumerate(self._layers):
             above, left = layer.conditions(self._label_rows, context)
-            _push_row(self._vertical[index], vertical[:, :, 0], reach)
+            push_row(self._vertical[index], vertical[:, :, 0], reach)
             vertical = layer.down(vertical, self._vertical[index], above)
             told = layer.vertical_to_horizontal(vertical) + left  # [B, 2C, 1, W]
             told = told[:, :, 0].permute(2, 0, 1)  # [W, B, 2C]
@@ -114,13 +116,13 @@ class GatedPixelCNNStepper:
         self._embedding = prior.embedding.weight.detach()
         ones = self._embedding.new_ones(prior.config.channels)
         self._halved = torch.cat([ones, 0.5 * ones])
-        self._left, self._left_bias = _affine(prior.left)
-        horizontal = [_affine(layer.horizontal) for layer in self._layers]
+        self._left, self._left_bias = affine(prior.left)
+        horizontal = [affine(layer.horizontal) for layer in self._layers]
         self._weights = [weight * self._halved for weight, _ in horizontal]
         self._biases = [bias * self._halved for _, bias in horizontal]
-        self._out = [0.5 * _matrix(layer.horizontal_out.weight) for layer in self._layers]
-        self._hidden, self._hidden_bias = _affine(prior.hidden)
-        self._logits, self._logits_bias = _affine(prior.logits)
+        self._out = [0.5 * matrix(layer.horizontal_out.weight) for layer in self._layers]
+        self._hidden, self._hidden_bias = affine(prior.hidden)
+        self._logits, self._logits_bias = affine(prior.logits)
 
     def _allocate(self, batch: int) -> None:
         """Buffers of one row, zero where the convolutions pad, and the views of every column."""
@@ -155,21 +157,3 @@ class GatedPixelCNNStepper:
             ]
             window = self._codes.view(batch, -1)[:, start:stop]
             self._steps.append((window, inputs[0], layers))
-
-
-def _push_row(window: Tensor, row: Tensor, reach: int) -> None:
-    """Moves ``window [B, C, R, W + 2 reach]`` up by one row and writes ``row [B, C, W]`` below."""
-    window[:, :, :-1] = window[:, :, 1:].clone()
-    window[:, :, -1, reach:-reach] = row
-
-
-def _affine(convolution: nn.Conv2d) -> tuple[Tensor, Tensor]:
-    """The matrix and the bias of a convolution of one row."""
-    bias = convolution.bias
-    assert bias is not None
-    return _matrix(convolution.weight), bias.detach()
-
-
-def _matrix(weight: Tensor) -> Tensor:
-    """A kernel ``[O, C, 1, T]`` as the matrix ``[T C, O]`` that multiplies T columns of C."""
-    return weight.detach()[:, :, 0].permute(2, 1, 0).reshape(-1, weight.shape[0]).contiguous()

@@ -152,11 +152,11 @@ class Prior(nn.Module, ABC):
                     "so it never learned to do without"
                 )
             return torch.full((batch,), classes, device=self._device)
-        _check_int64("labels", labels)
+        check_int64("labels", labels)
         if labels.shape != (batch,):
             raise ValueError(f"labels must be [B] with B = {batch}, got {list(labels.shape)}")
         self._check_device("labels", labels)
-        _check_range("labels", labels, "num_classes", classes)
+        check_range("labels", labels, "num_classes", classes)
         return labels
 
     def checked_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
@@ -169,13 +169,13 @@ class Prior(nn.Module, ABC):
 
     def check_codes(self, codes: Tensor) -> None:
         """Raises unless ``codes`` are what :meth:`forward` takes."""
-        _check_int64("codes", codes)
+        check_int64("codes", codes)
         axes = self.grid_dims
         if (axes is not None and codes.ndim != 1 + axes) or codes.ndim < 2 or 0 in codes.shape[1:]:
             wanted = "[B, *shape]" if axes is None else f"[B, *shape] with {axes} axes in shape"
             raise ValueError(f"codes must be {wanted}, each at least 1, got {list(codes.shape)}")
         self._check_device("codes", codes)
-        _check_range("codes", codes, "K", self.config.codebook_size)
+        check_range("codes", codes, "K", self.config.codebook_size)
 
     def features(self, context: Context | None, batch: int, shape: Sequence[int]) -> Tensor | None:
         """Checked features ``[B, context_channels, *shape]``; ``None`` for a prior without."""
@@ -222,13 +222,15 @@ class Prior(nn.Module, ABC):
         _checks.same_device(name, tensor, "the prior", next(self.parameters()))
 
 
-def _check_int64(name: str, value: object) -> None:
+def check_int64(name: str, value: object) -> None:
+    """Raises ``TypeError`` unless ``value`` is an int64 tensor."""
     if not isinstance(value, Tensor) or value.dtype != torch.int64:
         got = _checks.dtype_name(value) if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{name} must be an int64 tensor, got {got}")
 
 
-def _check_range(name: str, values: Tensor, bound_name: str, bound: int) -> None:
+def check_range(name: str, values: Tensor, bound_name: str, bound: int) -> None:
+    """Raises ``ValueError`` unless ``values`` are in [0, bound)."""
     # a look at the values would hold up an accelerator and break a compiled graph
     if values.device.type != "cpu" or torch.compiler.is_compiling() or values.numel() == 0:
         return

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastvq import _checks
+from fastvq.priors._conditions import Conditions
 from fastvq.priors._pixelcnn_stepper import GatedPixelCNNStepper
 from fastvq.priors._positions import POSITION_FEATURES, position_features
 from fastvq.priors.base import Context, Prior, PriorConfig
@@ -76,13 +77,8 @@ class GatedLayer(nn.Module):
         self.horizontal = nn.Conv2d(channels, 2 * channels, (1, self.reach + 1))
         self.vertical_to_horizontal = nn.Conv2d(channels, 2 * channels, 1, bias=False)
         self.horizontal_out = nn.Conv2d(channels, channels, 1, bias=False)
-        self.condition = nn.Embedding(num_label_rows, 4 * channels) if num_label_rows else None
+        self.conditions = Conditions(num_label_rows, config.context_channels, 2 * channels)
         self.dropout = nn.Dropout(config.dropout)
-        if self.condition is not None:
-            nn.init.normal_(self.condition.weight, std=0.1)
-        self.context = None
-        if config.context_channels:
-            self.context = nn.Conv2d(config.context_channels, 4 * channels, 1, bias=False)
 
     def forward(
         self, streams: _Streams, label_rows: Tensor | None, context: Tensor | None
@@ -102,22 +98,11 @@ class GatedLayer(nn.Module):
         gates = self.vertical(window) + above
         return vertical + self.vertical_out(self.dropout(_gate(gates)))
 
-    def conditions(
-        self, label_rows: Tensor | None, context: Tensor | None
-    ) -> Sequence[Tensor | float]:
-        """What label and context add before the two gates, each ``[B, 2C, H or 1, W or 1]``."""
-        added = []
-        if self.condition is not None:
-            added.append(self.condition(label_rows)[:, :, None, None])
-        if self.context is not None:
-            added.append(self.context(context))
-        return sum(added).chunk(2, dim=1) if added else (0.0, 0.0)
-
 
 class GatedPixelCNN(Prior):
     r"""Likelihood of a grid of codes, one code after another in raster order.
 
-    .. math:: p(z) = \prod_t p(z_t \mid z_1, \dots, z_{t-1}, \text{label})
+    .. math:: p(z) = \prod_t p(z_t \mid z_1, \dots, z_{t-1}, \text{label}, \text{context})
 
     A vertical stream sees the rows above, a horizontal one the codes to the left and, through the
     vertical one, everything above: no blind spot. The masks are crops and shifts, so no weight is

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastvq import _checks
+from fastvq.priors._prefix import in_raster_order
 from fastvq.priors.base import Context, Prior, Stepper
 
 Progress = Callable[[int, int], None]
@@ -22,6 +23,7 @@ def sample(
     labels: Tensor | None = None,
     *,
     context: Context | None = None,
+    prefix: Tensor | None = None,
     batch: int | None = None,
     temperature: float = 1.0,
     top_k: int | None = None,
@@ -36,7 +38,10 @@ def sample(
         shape: size of a grid in codes, ``(H, W)``: any size the prior accepts.
         labels: int64 ``[B]``, the class of each grid, for a class-conditional prior.
         context: for a prior with one; see :meth:`Prior.forward`.
-        batch: B where there are neither labels nor context, by default 1.
+        prefix: the first codes of each grid, to be continued: int64 ``[B, n]``, n of them in raster
+            order, or ``[B, n, *shape[1:]]``, n slices along the first axis (rows of an image,
+            frames of a video).
+        batch: B where neither labels nor context nor prefix tell, by default 1.
         temperature: see :func:`probabilities`, as for the next two.
         top_k: how many codes may be drawn.
         top_p: how much probability may be drawn.
@@ -60,7 +65,7 @@ def sample(
         >>> sample(prior, (4, 4), labels=torch.arange(10)).shape
         torch.Size([10, 4, 4])
     """
-    batch = _batch(batch, labels, context)
+    batch = _batch(batch, labels, context, prefix)
     _checks.positive("batch", batch)
     for size in shape:
         _checks.positive("each size in shape", size)
@@ -71,6 +76,7 @@ def sample(
         uniforms,
         labels,
         context=context,
+        prefix=prefix,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -85,6 +91,7 @@ def sample_from(
     labels: Tensor | None = None,
     *,
     context: Context | None = None,
+    prefix: Tensor | None = None,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -95,9 +102,11 @@ def sample_from(
 
     Args:
         prior: as for :func:`sample`.
-        uniforms: floating ``[B, *shape]`` in [0, 1); one number decides one code.
+        uniforms: floating ``[B, *shape]`` in [0, 1); one number decides one code. Those of the
+            prefix decide nothing.
         labels: int64 ``[B]`` for a class-conditional prior.
         context: for a prior with one; see :meth:`Prior.forward`.
+        prefix: as for :func:`sample`.
         temperature: see :func:`probabilities`, as for the next two.
         top_k: how many codes may be drawn.
         top_p: how much probability may be drawn.
@@ -121,17 +130,24 @@ def sample_from(
     device = _device(prior)
     columns = uniforms.to(device, torch.float64).flatten(1).t()[:, :, None].contiguous()
     codes = torch.empty(columns.shape[:2], dtype=torch.int64, device=device)  # [T, B]
+    given = 0
+    if prefix is not None:
+        first = in_raster_order(prefix, batch, shape, prior.config.codebook_size)
+        given = first.shape[1]
+        codes[:given] = first.t()
     with _evaluating(prior):
         stepper: Stepper
         if cached:
             stepper = prior.stepper(batch, shape, labels, context)
         else:
             stepper = RecomputeStepper(prior, batch, shape, labels, context)
-        for position, (uniform, chosen) in enumerate(zip(columns, codes, strict=True)):
+        slots = zip(columns, codes[:, :, None], codes, strict=True)
+        for position, (uniform, slot, chosen) in enumerate(slots):
             logits = stepper.logits()
             if position == 0 and not bool(logits.isfinite().all()):
                 raise RuntimeError("the logits of the prior are not finite: its training diverged")
-            chosen.copy_(_draw(probabilities(logits, temperature, top_k, top_p), uniform))
+            if position >= given:
+                _draw(probabilities(logits, temperature, top_k, top_p), uniform, out=slot)
             stepper.append(chosen)
             if progress is not None:
                 progress(position + 1, len(codes))
@@ -178,13 +194,13 @@ def probabilities(
     return torch.zeros_like(result).scatter(-1, order, falling)
 
 
-def _draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """The first code whose cumulative probability exceeds ``uniform [B, 1]``, int64 ``[B]``."""
+def _draw(probabilities: Tensor, uniform: Tensor, *, out: Tensor) -> None:
+    """The first code whose cumulative probability exceeds ``uniform [B, 1]``, int64 ``[B, 1]``."""
     # an impossible code adds nothing to the sum, so it is never the first to exceed anything; and
     # u <= 1 - 2^-53 keeps u * total below total after rounding, so the answer is below K
     cumulative = probabilities.cumsum(-1)
     threshold = uniform * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, threshold, right=True)[:, 0]
+    torch.searchsorted(cumulative, threshold, right=True, out=out)
 
 
 class RecomputeStepper:
@@ -217,10 +233,12 @@ class RecomputeStepper:
         self._position += 1
 
 
-def _batch(batch: int | None, labels: Tensor | None, context: Context | None) -> int:
-    """The number of grids that labels and context are for, which ``batch`` must not contradict."""
+def _batch(
+    batch: int | None, labels: Tensor | None, context: Context | None, prefix: Tensor | None
+) -> int:
+    """The number of grids that the tensors are for, which ``batch`` must not contradict."""
     first = context[0] if isinstance(context, tuple) else context
-    for name, given in (("labels", labels), ("context", first)):
+    for name, given in (("labels", labels), ("context", first), ("prefix", prefix)):
         if given is None:
             continue
         if batch is None:

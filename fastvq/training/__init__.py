@@ -4,47 +4,52 @@
 from fastvq.training.codes import Codes, encode_splits
 from fastvq.training.demo import run_demo
 from fastvq.training.evaluation import evaluate
-from fastvq.training.generation import decode_codes, reconstruct_images, sample_images
+from fastvq.training.experiments import EXPERIMENTS, run_experiment
+from fastvq.training.generation import decode_codes, reconstruct_examples, sample_examples
 from fastvq.training.jitter import Jitter, jittered
+from fastvq.training.kinds import MODELS
 from fastvq.training.metrics import Reconstruction, evaluate_reconstruction
+from fastvq.training.models import ModelTraining, resume_model, train_model
 from fastvq.training.prior import (
-    PriorScore,
     PriorTraining,
     TrainedPrior,
-    evaluate_prior,
     load_prior,
+    prior_bits,
+    prior_config_for,
     resume_prior,
     train_prior,
 )
 from fastvq.training.records import read_metrics
-from fastvq.training.runs import load_data, load_vqvae
+from fastvq.training.runs import load_data, load_model
 from fastvq.training.settings import TrainingConfig
-from fastvq.training.vqvae import VQVAETraining, resume_vqvae, train_vqvae
 
 __all__ = [
+    "EXPERIMENTS",
+    "MODELS",
     "Codes",
     "Jitter",
-    "PriorScore",
+    "ModelTraining",
     "PriorTraining",
     "Reconstruction",
     "TrainedPrior",
     "TrainingConfig",
-    "VQVAETraining",
     "decode_codes",
     "encode_splits",
     "evaluate",
-    "evaluate_prior",
     "evaluate_reconstruction",
     "jittered",
     "load_data",
+    "load_model",
     "load_prior",
-    "load_vqvae",
+    "prior_bits",
+    "prior_config_for",
     "read_metrics",
-    "reconstruct_images",
+    "reconstruct_examples",
+    "resume_model",
     "resume_prior",
-    "resume_vqvae",
     "run_demo",
-    "sample_images",
+    "run_experiment",
+    "sample_examples",
+    "train_model",
     "train_prior",
-    "train_vqvae",
 ]

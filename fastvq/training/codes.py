@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of codes: what a VQ-VAE made of a data set, and what a prior learns from."""
+"""Files of codes: what a VQ-VAE made of a data set, and what priors learn from."""
 
 from __future__ import annotations
 
@@ -15,94 +15,119 @@ from torch import Tensor
 
 from fastvq import _checks, _files, _pretrained
 from fastvq.data import Splits
-from fastvq.models import VQVAE
+from fastvq.models import AutoEncoder, Coder
+from fastvq.models.likelihoods import Discrete
 from fastvq.training import metrics
 from fastvq.training.jitter import Jitter, jittered
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SPLITS = Splits._fields
 _KEYS = (
     "format_version",
-    "codes",
+    "codes_0",
     "labels",
     "split",
     "classes",
     "codebook_size",
-    "image_size",
+    "codebooks",
+    "kind",
+    "size",
+    "rate",
     "fingerprint",
 )
 
 
 @dataclass(frozen=True)
 class Codes:
-    """The codes of N images.
+    """The codes of N examples.
 
     Attributes:
-        codes: int64 ``[N, h, w]``.
+        grids: int64 ``[N, *grid]`` of each level, the top first; with G codebooks
+            ``[N, *grid, G]``.
         labels: int64 ``[N]``, -1 for none.
-        split: for each image its position in ``("train", "validation", "test")``, int64 ``[N]``.
+        split: for each example its position in ``("train", "validation", "test")``, int64 ``[N]``.
         classes: names of the classes, empty without labels.
         codebook_size: K of the model.
-        image_size: height and width of the images in pixels, without padding.
+        codebooks: G of the model.
+        kind: of the data, see `fastvq.data.ExampleSet`.
+        size: of the data along its axes, without padding.
+        rate: samples or frames per second, ``None`` where that is unknown.
         fingerprint: of the model that made the codes; no other can decode them.
     """
 
-    codes: Tensor
+    grids: tuple[Tensor, ...]
     labels: Tensor
     split: Tensor
     classes: tuple[str, ...]
     codebook_size: int
-    image_size: tuple[int, int]
+    codebooks: int
+    kind: str
+    size: tuple[int, ...]
+    rate: float | None
     fingerprint: str
 
     def __post_init__(self) -> None:
-        if self.codes.ndim != 3 or len(self.codes) == 0:
-            raise ValueError(f"codes must be [N, h, w], got {_checks.shape(self.codes)}")
-        for name in ("labels", "split"):
-            tensor = getattr(self, name)
-            if tensor.shape != self.codes.shape[:1]:
+        if not self.grids:
+            raise ValueError("grids must hold at least one level, got none")
+        axes = len(self.size) + (self.codebooks > 1)
+        for level, grid in enumerate(self.grids):
+            if grid.ndim != 1 + axes or len(grid) != len(self.labels) or not len(grid):
                 raise ValueError(
-                    f"{name} must be [{len(self.codes)}], one per image, "
-                    f"got {_checks.shape(tensor)}"
+                    f"codes of level {level} must be [N, ...] with {axes} axes more and "
+                    f"N = {len(self.labels)}, at least 1, got {_checks.shape(grid)}"
                 )
-        for name, tensor, low, high in (
-            ("codes", self.codes, 0, self.codebook_size),
-            ("labels", self.labels, *((0, len(self.classes)) if self.classes else (-1, 0))),
-            ("split", self.split, 0, len(SPLITS)),
-        ):
-            smallest, largest = int(tensor.min()), int(tensor.max())
-            if smallest < low or largest >= high:
-                worst = smallest if smallest < low else largest
-                raise ValueError(f"{name} must be in [{low}, {high}), got {worst}")
+            _check_range(f"codes of level {level}", grid, 0, self.codebook_size)
+        if self.labels.ndim != 1 or self.split.shape != self.labels.shape:
+            raise ValueError(
+                f"labels and split must be [N], one per example, "
+                f"got {_checks.shape(self.labels)} and {_checks.shape(self.split)}"
+            )
+        _check_range("labels", self.labels, *((0, len(self.classes)) if self.classes else (-1, 0)))
+        _check_range("split", self.split, 0, len(SPLITS))
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Height and width of the grid of codes."""
-        return self.codes.shape[1], self.codes.shape[2]
+    def __len__(self) -> int:
+        return len(self.labels)
 
     @property
     def num_classes(self) -> int | None:
         """Number of classes, ``None`` without labels."""
         return len(self.classes) or None
 
-    def part(self, split: str) -> tuple[Tensor, Tensor]:
-        """Codes ``[M, h, w]`` and labels ``[M]`` of one split."""
+    def level(self, level: int) -> Tensor:
+        """The codes of a level as priors take them, ``[N, *shape]``.
+
+        The G codes of a position are neighbours along the last axis.
+
+        Raises:
+            ValueError: there is no such level.
+        """
+        if not 0 <= level < len(self.grids):
+            raise ValueError(f"level must be in [0, {len(self.grids)}), got {level}")
+        return flat(self.grids[level], self.codebooks)
+
+    def part(self, split: str) -> Tensor:
+        """Positions int64 ``[M]`` of the examples of one split."""
         _checks.one_of("split", split, SPLITS)
-        chosen = self.split == SPLITS.index(split)
-        return self.codes[chosen], self.labels[chosen]
+        return torch.nonzero(self.split == SPLITS.index(split)).flatten()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes an ``.npz`` of plain arrays, whole or not at all."""
+        grids: dict[str, Any] = {
+            f"codes_{i}": grid.to(torch.int32).numpy() for i, grid in enumerate(self.grids)
+        }
         with _files.replacing(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(
                 file,
+                **grids,
                 format_version=np.asarray(FORMAT_VERSION),
-                codes=self.codes.to(torch.int32).numpy(),
                 labels=self.labels.numpy(),
                 split=np.asarray(SPLITS)[self.split.numpy()],
                 classes=np.asarray(self.classes, dtype=np.str_),
                 codebook_size=np.asarray(self.codebook_size),
-                image_size=np.asarray(self.image_size),
+                codebooks=np.asarray(self.codebooks),
+                kind=np.asarray(self.kind),
+                size=np.asarray(self.size),
+                rate=np.asarray(np.nan if self.rate is None else self.rate),
                 fingerprint=np.asarray(self.fingerprint),
             )
 
@@ -119,26 +144,40 @@ class Codes:
         if version != FORMAT_VERSION:
             raise ValueError(f"{path}: format_version must be {FORMAT_VERSION}, got {version}")
         names = {name: i for i, name in enumerate(SPLITS)}
+        levels = sum(name.startswith("codes_") for name in arrays)
         try:
-            height, width = arrays["image_size"].tolist()
+            rate = float(arrays["rate"])
             return cls(
-                codes=torch.from_numpy(arrays["codes"]).long(),
+                grids=tuple(torch.from_numpy(arrays[f"codes_{i}"]).long() for i in range(levels)),
                 labels=torch.from_numpy(arrays["labels"]).long(),
                 split=torch.tensor([names[name] for name in arrays["split"].tolist()]),
                 classes=tuple(arrays["classes"].tolist()),
                 codebook_size=int(arrays["codebook_size"]),
-                image_size=(height, width),
+                codebooks=int(arrays["codebooks"]),
+                kind=str(arrays["kind"]),
+                size=tuple(arrays["size"].tolist()),
+                rate=None if np.isnan(rate) else rate,
                 fingerprint=str(arrays["fingerprint"]),
             )
         except (TypeError, KeyError, ValueError) as error:
             raise ValueError(f"{path}: not a file of codes: {error}") from error
 
-    def check_made_by(self, model: VQVAE) -> None:
+    def check_made_by(self, model: Coder) -> None:
         """Raises ``ValueError`` unless the codes were made by exactly this model."""
         check_fingerprint("codes", self.fingerprint, model)
 
 
-def check_fingerprint(what: str, fingerprint: str, model: VQVAE) -> None:
+def flat(grid: Tensor, codebooks: int) -> Tensor:
+    """``[N, *grid, G]`` as ``[N, *shape]``, the codes of a position neighbours on the last axis."""
+    return grid if codebooks == 1 else grid.flatten(-2)
+
+
+def unflat(codes: Tensor, codebooks: int) -> Tensor:
+    """The inverse of `flat`."""
+    return codes if codebooks == 1 else codes.unflatten(-1, (-1, codebooks))
+
+
+def check_fingerprint(what: str, fingerprint: str, model: Coder) -> None:
     """Raises ``ValueError`` unless ``fingerprint`` is that of ``model``."""
     own = _pretrained.fingerprint(model)
     if fingerprint != own:
@@ -149,7 +188,12 @@ def check_fingerprint(what: str, fingerprint: str, model: VQVAE) -> None:
 
 
 def encode_splits(
-    model: VQVAE, splits: Splits, *, copies: int = 0, jitter: Jitter | None = None, seed: int = 0
+    model: Coder,
+    splits: Splits,
+    *,
+    copies: int = 0,
+    jitter: Jitter | None = None,
+    seed: int = 0,
 ) -> Codes:
     """The codes of a whole data set.
 
@@ -166,25 +210,36 @@ def encode_splits(
     """
     if copies and (jitter is None or not jitter.moves):
         raise ValueError(f"copies must be 0 where no jitter moves them, got {copies}")
-    grids = [metrics.encode_images(model, part) for part in splits if len(part)]
+    parts = [metrics.encode_examples(model, part) for part in splits if len(part)]
     if jitter is not None:
         generator = torch.Generator().manual_seed(seed)
-        grids += [
-            metrics.encode(model, jittered(batch, jitter, generator))
+        squared = isinstance(model, AutoEncoder) and not isinstance(model.likelihood, Discrete)
+        peak = None if squared else splits.train.peak
+        parts += [
+            metrics.encode(model, jittered(batch, jitter, generator, peak=peak))
             for _ in range(copies)
-            for batch in metrics.batches(splits.train)
+            for _, batch in metrics.batches(splits.train)
         ]
-    height, width = splits.train.size
-    parts = [*enumerate(splits), *((0, splits.train) for _ in range(copies))]
+    labelled = [*enumerate(splits), *((0, splits.train) for _ in range(copies))]
     return Codes(
-        codes=torch.cat(grids),
-        labels=torch.cat([part.labels for _, part in parts]),
-        split=torch.cat([torch.full((len(part),), index) for index, part in parts]),
+        grids=metrics.joined(parts),
+        labels=torch.cat([part.labels for _, part in labelled]),
+        split=torch.cat([torch.full((len(part),), index) for index, part in labelled]),
         classes=splits.train.classes,
         codebook_size=model.config.codebook_size,
-        image_size=(height, width),
+        codebooks=model.config.codebooks,
+        kind=splits.train.kind,
+        size=splits.train.size,
+        rate=splits.train.rate,
         fingerprint=_pretrained.fingerprint(model),
     )
+
+
+def _check_range(name: str, tensor: Tensor, low: int, high: int) -> None:
+    smallest, largest = int(tensor.min()), int(tensor.max())
+    if smallest < low or largest >= high:
+        worst = smallest if smallest < low else largest
+        raise ValueError(f"{name} must be in [{low}, {high}), got {worst}")
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:

@@ -16,20 +16,20 @@ import fastvq
 from fastvq import _backends, _files
 from fastvq import data as datasets
 from fastvq.data import DataConfig, Splits
-from fastvq.models import VQVAE, VQVAEConfig
+from fastvq.models import Coder, VQVAEConfig
 from fastvq.priors import GatedPixelCNNConfig
 from fastvq.training import generation, pictures
 from fastvq.training.codes import encode_splits
 from fastvq.training.evaluation import evaluate
+from fastvq.training.models import ModelTraining, train_model
 from fastvq.training.prior import PriorTraining, TrainedPrior, train_prior
 from fastvq.training.progress import Report
 from fastvq.training.records import read_metrics
 from fastvq.training.runs import PRIOR_FOLDER
 from fastvq.training.settings import resolve_device
-from fastvq.training.vqvae import VQVAETraining, train_vqvae
 
 MODEL = VQVAEConfig(hidden_channels=96)
-MODEL_TRAINING = VQVAETraining(steps=1500, rotate=8.0, zoom=0.1, shift=0.5)
+MODEL_TRAINING = ModelTraining(steps=1500, rotate=8.0, zoom=0.1, shift=0.5)
 # the training digits are encoded this many times more, moved: 1257 alone are soon known by heart
 _COPIES = 16
 PRIOR_TRAINING = PriorTraining(steps=800)
@@ -84,7 +84,7 @@ def _run(
     splits = datasets.load(DataConfig())
     report(f"VQ-VAE on {len(splits.train)} digits, {model_steps} steps")
     training = replace(MODEL_TRAINING, seed=seed, steps=model_steps)
-    model = train_vqvae(DataConfig(), MODEL, training, run, report=report)
+    model = train_model(DataConfig(), MODEL, training, run, report=report)
     codes = encode_splits(model, splits, copies=_COPIES, jitter=training, seed=seed)
     report(f"prior on their codes, at most {prior_steps} steps")
     # with so many moved copies the prior needs less dropout than its defaults give
@@ -94,7 +94,7 @@ def _run(
     prior_training = replace(PRIOR_TRAINING, seed=seed, steps=prior_steps)
     trained = train_prior(codes, prior_model, prior_training, run / PRIOR_FOLDER, report=report)
     judged = _draw_pictures(run, model, trained, splits, seed)
-    found = evaluate(model, splits, "test", trained=trained)
+    found = evaluate(model, splits, "test", priors=[trained])
     found["test_mse"] = found.pop("mse")
     found |= judged
     found |= {
@@ -111,14 +111,14 @@ def _run(
 
 def table(found: dict[str, Any]) -> str:
     """The report as a few lines for a person."""
+    (level,), bits = found["levels"], found["bits"]
     rows = (
         ("test MSE, pixels in [0, 1]", f"{found['test_mse']:.5f}  ({found['psnr']:.1f} dB)"),
-        ("bits per image", f"{found['bits_per_image']:.0f} nominal, "
-         f"{found['prior_bits_per_image']:.1f} under the prior"),
-        ("codes used", f"{found['codes_used']} of {found['codebook_size']}, "
-         f"perplexity {found['perplexity']:.1f}"),
-        ("prior, bits per code", f"{found['prior_bits_per_code']:.3f}, against "
-         f"{found['per_position_bits_per_code']:.3f} by position alone"),
+        ("bits per image", f"{bits['nominal']:.0f} nominal, {bits['prior']:.1f} under the prior"),
+        ("codes used", f"{level['codes_used']} of {found['codebook_size']}, "
+         f"perplexity {level['perplexity']:.1f}"),
+        ("prior, bits per code", f"{level['bits_per_code']['prior']:.3f}, against "
+         f"{level['bits_per_code']['per_position']:.3f} by position alone"),
         ("samples read as their class", f"{found['sample_accuracy']:.0%} at temperature "
          f"{found['sample_temperature']}, by a classifier that reads "
          f"{found['real_accuracy']:.0%} of real digits"),
@@ -129,14 +129,14 @@ def table(found: dict[str, Any]) -> str:
 
 
 def _draw_pictures(
-    run: Path, model: VQVAE, trained: TrainedPrior, splits: Splits, seed: int
+    run: Path, model: Coder, trained: TrainedPrior, splits: Splits, seed: int
 ) -> dict[str, float]:
     """Writes the four pictures; returns how the samples fare with a classifier."""
-    originals, kept = generation.reconstruct_images(model, splits.test, 48)
+    originals, kept = generation.reconstruct_examples(model, splits.test, 48)
     pictures.save_picture(pictures.reconstructions(originals, kept), run / "reconstructions.png")
 
-    samples, labels = generation.sample_images(
-        model, trained, _JUDGED, temperature=_TEMPERATURE, seed=seed
+    samples, labels = generation.sample_examples(
+        model, [trained], _JUDGED, temperature=_TEMPERATURE, seed=seed
     )
     assert labels is not None
     shown = samples.unflatten(0, (-1, _JUDGED))[:, :_SHOWN].flatten(0, 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images from codes: samples of a prior, and files of codes decoded."""
+"""Data from codes: samples of priors, and files of codes decoded."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from torch import Tensor
 
 from fastvq import _checks
 from fastvq.data import ExampleSet
-from fastvq.models import VQVAE
+from fastvq.models import AutoEncoder, Coder
 from fastvq.priors import sample
 from fastvq.training import metrics
-from fastvq.training.codes import Codes, check_fingerprint
+from fastvq.training.codes import Codes, check_fingerprint, unflat
 from fastvq.training.prior import TrainedPrior
+from fastvq.training.progress import SamplingProgress
 
 
-def sample_images(
-    model: VQVAE,
-    trained: TrainedPrior,
+def sample_examples(
+    model: Coder,
+    priors: Sequence[TrainedPrior],
     count: int,
     *,
     classes: Sequence[str] | None = None,
@@ -28,73 +29,103 @@ def sample_images(
     top_p: float | None = None,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor | None]:
-    """Draws images: codes from the prior, pixels from the model's decoder.
+    """Draws new data: codes from the priors, the top level first, values from the model's decoder.
 
     Args:
-        model: the VQ-VAE whose codes the prior knows.
-        trained: the prior.
-        count: images, per class for a class-conditional prior.
+        model: the VQ-VAE whose codes the priors know.
+        priors: one for each level of the model, the top first.
+        count: examples, per class for class-conditional priors.
         classes: names of the classes to draw, by default all.
         temperature: see `fastvq.priors.probabilities`, as for the next two.
         top_k: how many codes may be drawn at each position.
         top_p: how much probability may be drawn at each position.
-        seed: the same seed gives the same images.
+        seed: the same seed gives the same codes.
 
     Returns:
-        Images float32 ``[N, C, H, W]`` in [0, 1], class after class, and their labels int64
-        ``[N]``, ``None`` for a prior without classes.
+        Data float32 ``[N, C, *size]`` in [0, 1], class after class, and labels int64 ``[N]``,
+        ``None`` for priors without classes.
 
     Raises:
-        ValueError: the prior is of another model, or a class is unknown.
+        ValueError: a prior is missing or of another model, or a class is unknown.
     """
-    check_fingerprint("the codes of the prior", trained.fingerprint, model)
+    _check_priors(model, priors)
     _checks.positive("count", count)
-    if classes is not None and not trained.classes:
-        raise ValueError(f"classes must be None for a prior without classes, got {list(classes)}")
-    for name in classes or ():
-        _checks.one_of("class", name, trained.classes)
-    labels = None
-    if trained.classes:
-        chosen = [trained.classes.index(name) for name in classes or trained.classes]
-        labels = torch.tensor(chosen).repeat_interleave(count)
-    codes = sample(
-        trained.prior,
-        trained.grid,
-        labels,
-        batch=None if labels is not None else count,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        generator=torch.Generator().manual_seed(seed),
-    )
-    height, width = trained.image_size
-    return metrics.decode(model, codes.cpu())[..., :height, :width], labels
+    labels = _labels(priors, count, classes)
+    batch = count if labels is None else len(labels)
+    generator = torch.Generator().manual_seed(seed)
+    codes: list[Tensor] = []
+    with SamplingProgress(sum(trained.positions for trained in priors)) as progress:
+        for trained in priors:
+            drawn = sample(
+                trained.prior,
+                trained.shape,
+                labels if trained.classes else None,
+                context=tuple(codes) or None,
+                batch=batch,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                generator=generator,
+                progress=progress.step,
+            )
+            codes.append(drawn)
+    grids = tuple(unflat(each.cpu(), model.config.codebooks) for each in codes)
+    return metrics.crop(metrics.decode(model, grids, labels, seed=seed), priors[0].size), labels
 
 
-def decode_codes(model: VQVAE, codes: Codes) -> Tensor:
-    """The images ``[N, C, H, W]`` in [0, 1] that a file of codes stands for, padding cut off.
+def decode_codes(model: Coder, codes: Codes) -> Tensor:
+    """The data ``[N, C, *size]`` in [0, 1] that a file of codes stands for, padding cut off.
 
     Raises:
         ValueError: the codes are another model's.
     """
     codes.check_made_by(model)
-    height, width = codes.image_size
-    return metrics.decode(model, codes.codes)[..., :height, :width]
+    return metrics.crop(metrics.decode(model, codes.grids, codes.labels), codes.size)
 
 
-def reconstruct_images(model: VQVAE, images: ExampleSet, count: int) -> tuple[Tensor, Tensor]:
-    """The first ``count`` images and what the model's codes keep of them, ``[N, C, H, W]`` each."""
-    batch = images.batch(torch.arange(min(count, len(images))))
-    kept = metrics.decode(model, metrics.encode(model, batch))
-    return metrics.cropped(batch, images), metrics.cropped(kept, images)
+def reconstruct_examples(model: Coder, examples: ExampleSet, count: int) -> tuple[Tensor, Tensor]:
+    """The first ``count`` examples and what the codes keep of them, ``[N, C, *size]`` each."""
+    positions = torch.arange(min(count, len(examples)))
+    batch = examples.batch(positions)
+    kept = metrics.decode(model, metrics.encode(model, batch), examples.labels[positions])
+    return metrics.cropped(batch, examples), metrics.cropped(kept, examples)
 
 
 @torch.no_grad()
-def codebook_images(model: VQVAE) -> Tensor:
-    """Each code decoded as an image of nothing else: ``[K, C, H, W]`` in [0, 1].
+def codebook_images(model: AutoEncoder) -> Tensor:
+    """Each code of a model of images with one level and codebook as an image of nothing else.
 
     The code fills a grid of 3x3, of which the centre cell is shown: the decoder sees neighbours.
+
+    Returns:
+        ``[K, C, H, W]`` in [0, 1].
     """
     codes = torch.arange(model.config.codebook_size)[:, None, None].expand(-1, 3, 3)
-    stride = model.config.stride
-    return metrics.decode(model, codes)[..., stride : 2 * stride, stride : 2 * stride]
+    height, width = model.level_strides[0]
+    return metrics.decode(model, (codes,))[..., height : 2 * height, width : 2 * width]
+
+
+def _check_priors(model: Coder, priors: Sequence[TrainedPrior]) -> None:
+    levels = len(model.level_strides)
+    if [trained.level for trained in priors] != list(range(levels)):
+        raise ValueError(
+            f"priors must be one for each of the {levels} levels, the top first, got those of "
+            f"{[trained.level for trained in priors]}"
+        )
+    for trained in priors:
+        check_fingerprint("the codes of the prior", trained.fingerprint, model)
+
+
+def _labels(
+    priors: Sequence[TrainedPrior], count: int, classes: Sequence[str] | None
+) -> Tensor | None:
+    """``count`` labels of each class, ``None`` where no prior has classes."""
+    known = next((trained.classes for trained in priors if trained.classes), ())
+    if classes is not None and not known:
+        raise ValueError(f"classes must be None for priors without classes, got {list(classes)}")
+    for name in classes or ():
+        _checks.one_of("class", name, known)
+    if not known:
+        return None
+    chosen = [known.index(name) for name in classes or known]
+    return torch.tensor(chosen).repeat_interleave(count)

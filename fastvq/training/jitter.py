@@ -37,13 +37,20 @@ class Jitter:
         return bool(self.rotate or self.zoom or self.shift)
 
 
-def jittered(images: Tensor, jitter: Jitter, generator: torch.Generator | None = None) -> Tensor:
+def jittered(
+    images: Tensor,
+    jitter: Jitter,
+    generator: torch.Generator | None = None,
+    *,
+    peak: int | None = None,
+) -> Tensor:
     """Applies a random affine map to each image: bicubic, edges repeated, clamped to [0, 1].
 
     Args:
         images: float32 ``[B, C, H, W]`` in [0, 1].
         jitter: how far.
         generator: source of the random numbers, torch's own by default.
+        peak: bring every value back to the nearest of the levels 0, 1 / peak, ..., 1.
 
     Returns:
         New images of the same shape.
@@ -60,4 +67,5 @@ def jittered(images: Tensor, jitter: Jitter, generator: torch.Generator | None =
     maps = torch.stack(rows, 1)  # [B, 2, 3]
     grid = F.affine_grid(maps, list(images.shape), align_corners=False)
     moved = F.grid_sample(images, grid, mode="bicubic", padding_mode="border", align_corners=False)
-    return moved.clamp(0, 1)
+    moved = moved.clamp(0, 1)
+    return moved if peak is None else (moved * peak).round() / peak

@@ -7,7 +7,7 @@ Small images are enlarged by a whole factor without smoothing, so that every pix
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -74,6 +74,35 @@ def reconstructions(originals: Tensor, kept: Tensor, columns: int = 16) -> Image
     return image_grid(torch.cat(pairs), columns, row_names=names)
 
 
+def waves(
+    rows: Sequence[Tensor], names: Sequence[str], path: str | os.PathLike[str], shown: int = 8
+) -> None:
+    """Draws signals as curves into a PNG, those of the same position in one panel.
+
+    Args:
+        rows: ``[N, C, L]`` each, e.g. originals and what was kept of them.
+        names: of the rows, for the legend.
+        path: the PNG.
+        shown: how many of the N.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    count = min(shown, len(rows[0]))
+    figure = Figure(figsize=(9, 1.1 * count + 0.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(count, 1, squeeze=False, sharex=True)[:, 0]
+    for index, axes in enumerate(panels):
+        for row, name in zip(rows, names, strict=True):
+            # the channels of a signal one above the other would hide each other
+            axes.plot(row[index, 0].numpy(), linewidth=0.8, label=name)
+        axes.set_yticks([])
+    if any(names):
+        panels[0].legend(loc="upper right", fontsize=7, ncols=len(names))
+    with _files.replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+
+
 class Panel(NamedTuple):
     """One pair of curves.
 
@@ -115,3 +144,32 @@ def save_picture(picture: Image, path: str | os.PathLike[str]) -> None:
     """Writes a PNG, whole or not at all."""
     with _files.replacing(path) as temporary:
         picture.save(temporary, format="PNG")
+
+
+def spreads(
+    title: str, rows: Mapping[str, Mapping[str, float]], path: str | os.PathLike[str]
+) -> None:
+    """Draws the median and the range of the test MSE of each variant of an experiment into a PNG.
+
+    Args:
+        title: what was varied.
+        rows: variant -> ``median``, ``least`` and ``largest``.
+        path: the PNG.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    medians = [row["median"] for row in rows.values()]
+    ranges = [
+        [row["median"] - row["least"] for row in rows.values()],
+        [row["largest"] - row["median"] for row in rows.values()],
+    ]
+    axes.errorbar(range(len(rows)), medians, yerr=ranges, fmt="o-", capsize=4)
+    axes.set_xticks(range(len(rows)), list(rows), rotation=20 if max(map(len, rows)) > 6 else 0)
+    axes.set(title=title, ylabel="test MSE", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    with _files.replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

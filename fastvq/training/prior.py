@@ -1,25 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training and measuring a prior over the codes of a VQ-VAE."""
+"""Training and measuring a prior over the codes of one level of a VQ-VAE."""
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fastvq import _pretrained
-from fastvq.priors import (
-    GatedPixelCNN,
-    GatedPixelCNNConfig,
-    bits_per_code,
-    entropy_bits,
-    per_position_bits,
-)
+from fastvq import _config, priors
+from fastvq.priors import LevelContextConfig, LevelPriorConfig, Prior, PriorConfig, bits_per_code
 from fastvq.training import checkpoints, engine, runs
 from fastvq.training.codes import Codes
 from fastvq.training.processes import launched, together
@@ -27,6 +22,9 @@ from fastvq.training.progress import Report
 from fastvq.training.settings import TrainingConfig, resolve_device
 
 CODES_NAME = "codes.npz"
+# the prior of a level by the number of axes of its grid
+_BY_AXES = {1: "wavenet", 2: "gated_pixelcnn", 3: "video_pixelcnn"}
+_CONTEXT_CHANNELS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,58 +40,99 @@ class PriorTraining(TrainingConfig):
     averaging: float = 0.995
 
 
-class PriorScore(NamedTuple):
-    """What a prior pays for held-out codes, beside what it must beat on the same codes.
-
-    Attributes:
-        prior_bits_per_code: mean of -log2 p.
-        per_position_bits_per_code: entropy of the histogram of each position, their mean.
-        order0_bits_per_code: entropy of the histogram of all codes.
-        prior_bits_per_image: ``prior_bits_per_code`` times the codes of an image.
-    """
-
-    prior_bits_per_code: float
-    per_position_bits_per_code: float
-    order0_bits_per_code: float
-    prior_bits_per_image: float
-
-
 class TrainedPrior(NamedTuple):
-    """A prior with what is needed to sample images from it.
+    """A prior with what is needed to sample data from it.
 
     Attributes:
         prior: in eval mode.
-        grid: height and width of the grids it was trained on.
-        image_size: height and width of the images in pixels, without padding.
+        level: of the model's codes that it is the prior of, 0 the top.
+        shape: of the grids it was trained on, the codes of a position on the last axis.
+        kind: of the data, see `fastvq.data.ExampleSet`.
+        size: of the data along its axes, without padding.
+        rate: samples or frames per second, ``None`` where that is unknown.
         classes: names of the classes, empty for an unconditional prior.
         fingerprint: of the VQ-VAE whose codes it knows.
     """
 
-    prior: GatedPixelCNN
-    grid: tuple[int, int]
-    image_size: tuple[int, int]
+    prior: Prior
+    level: int
+    shape: tuple[int, ...]
+    kind: str
+    size: tuple[int, ...]
+    rate: float | None
     classes: tuple[str, ...]
     fingerprint: str
+
+    @property
+    def positions(self) -> int:
+        """Codes of one grid."""
+        return math.prod(self.shape)
+
+
+def prior_config_for(
+    codes: Codes,
+    level: int,
+    kind: str | None = None,
+    values: Mapping[str, Any] | None = None,
+    above: Mapping[str, Any] | None = None,
+) -> PriorConfig | LevelPriorConfig:
+    """The config of a prior over the codes of a level: what they decide, then what is given.
+
+    Args:
+        codes: decide the codebook size, the classes and the levels above.
+        level: 0 the top.
+        kind: one of `fastvq.priors.KINDS`, by default by the axes of the grid.
+        values: fields of its config.
+        above: fields of the `LevelContextConfig` of a lower level.
+
+    Raises:
+        ValueError, TypeError: an unknown kind or field, or a value that a config refuses.
+    """
+    decided: dict[str, Any] = {
+        "codebook_size": codes.codebook_size,
+        "num_classes": codes.num_classes,
+    }
+    if level > 0:
+        decided["context_channels"] = _CONTEXT_CHANNELS
+    elif above:
+        raise ValueError(f"above must not be set for the top level, got {', '.join(above)}")
+    prior = priors.config_for(kind or default_kind(codes), decided | dict(values or {}))
+    if level == 0:
+        return prior
+    seen = {
+        "codebook_sizes": (codes.codebook_size,) * level,
+        "grid_dims": codes.level(level).ndim - 1,
+    }
+    context = _config.from_dict(LevelContextConfig, seen | dict(above or {}), where="above")
+    return LevelPriorConfig(prior, context)
+
+
+def default_kind(codes: Codes) -> str:
+    """The kind of prior that suits codes, by the number of axes of their grids."""
+    return _BY_AXES[codes.level(0).ndim - 1]
 
 
 def train_prior(
     codes: Codes,
-    model: GatedPixelCNNConfig,
+    model: PriorConfig | LevelPriorConfig,
     training: PriorTraining,
     out: str | os.PathLike[str],
     *,
+    level: int = 0,
     resume: bool = False,
     report: Report = print,
 ) -> TrainedPrior:
-    """Trains a prior on codes and returns the one with the best validation likelihood.
+    """Trains a prior on the codes of a level and returns the one with the best validation score.
 
     Args:
         codes: of all three splits.
-        model: the prior; ``codebook_size`` must be that of the codes, ``num_classes`` that of the
-            codes, or ``None`` for an unconditional prior.
+        model: the prior, that of a level below the top a `LevelPriorConfig` with all levels above;
+            ``codebook_size`` must be that of the codes, ``num_classes`` that of the codes, or
+            ``None`` for an unconditional prior.
         training: how it is trained.
         out: folder of the run; takes a copy of the codes beside ``run.json``, ``metrics.jsonl``
             and ``checkpoints/``.
+        level: which codes, 0 the top.
         resume: continue the run in ``out``; its settings and codes must be these.
         report: takes lines about progress.
 
@@ -104,18 +143,18 @@ def train_prior(
     """
     processes = launched()
     device = resolve_device(training.device, processes.local)
-    _check(codes, model)
+    _check(codes, model, level)
     run = Path(out)
     if resume and (run / CODES_NAME).exists():
         _check_same(codes, Codes.load(run / CODES_NAME))
-    settings = {"model": model, "training": training}
+    settings = {"level": _Level(level), "model": _setting(model), "training": training}
     with together(processes, device), engine.seeded(training.seed, device):
         processes.by_first(lambda: runs.create(run, settings, resume=resume))
         processes.by_first(lambda: codes.save(run / CODES_NAME))
-        task = _Task(GatedPixelCNN(model).to(device), codes)
+        task = _Task(priors.make(model).to(device), codes, level)
         engine.fit(task, training, run, processes=processes, resume=resume, report=report)
-        processes.by_first(lambda: None)
-        return load_prior(run)
+        # the first process has written all that the others read
+        return processes.after_first(lambda: load_prior(run))
 
 
 def resume_prior(run: str | os.PathLike[str], *, report: Report = print) -> TrainedPrior:
@@ -125,11 +164,13 @@ def resume_prior(run: str | os.PathLike[str], *, report: Report = print) -> Trai
         FileNotFoundError: there is no run in the folder.
     """
     folder = Path(run)
+    level = runs.setting(folder, "level", _Level).number
     return train_prior(
         Codes.load(folder / CODES_NAME),
-        runs.setting(folder, "model", GatedPixelCNNConfig),
+        _model(folder, level),
         runs.setting(folder, "training", PriorTraining),
         folder,
+        level=level,
         resume=True,
         report=report,
     )
@@ -141,56 +182,86 @@ def load_prior(run: str | os.PathLike[str]) -> TrainedPrior:
     Raises:
         FileNotFoundError, ValueError: no run, no checkpoint yet, or a damaged file.
     """
-    folder = checkpoints.best(Path(run))
-    config = _pretrained.load_config(folder, GatedPixelCNN.__name__, GatedPixelCNNConfig)
-    prior = GatedPixelCNN(config)
-    _pretrained.load_weights(folder, prior)
+    prior = priors.load(checkpoints.best(Path(run)))
+    level = runs.setting(Path(run), "level", _Level).number
     codes = Codes.load(Path(run) / CODES_NAME)
-    classes = codes.classes if config.num_classes is not None else ()
-    return TrainedPrior(prior.eval(), codes.grid, codes.image_size, classes, codes.fingerprint)
-
-
-def evaluate_prior(prior: GatedPixelCNN, codes: Tensor, labels: Tensor) -> PriorScore:
-    """Measures a prior, in eval mode, on codes it was not trained on.
-
-    Args:
-        prior: on any device.
-        codes: int64 ``[N, h, w]``.
-        labels: int64 ``[N]``; an unconditional prior does not look at them.
-    """
-    device, size = next(prior.parameters()).device, prior.config.codebook_size
-    known = _labels(prior, labels.to(device))
-    bits = bits_per_code(prior, codes.to(device), known)
-    return PriorScore(
-        bits,
-        per_position_bits(codes, size),
-        entropy_bits(codes, size),
-        bits * codes[0].numel(),
+    return TrainedPrior(
+        prior,
+        level,
+        tuple(codes.level(level).shape[1:]),
+        codes.kind,
+        codes.size,
+        codes.rate,
+        codes.classes if prior.config.num_classes is not None else (),
+        codes.fingerprint,
     )
 
 
-def _labels(prior: GatedPixelCNN, labels: Tensor) -> Tensor | None:
-    return None if prior.config.num_classes is None else labels
+def prior_bits(prior: Prior, level: int, codes: tuple[Tensor, ...], labels: Tensor) -> float:
+    """Bits per code that a prior, in eval mode, pays for codes it was not trained on.
+
+    Args:
+        prior: on any device.
+        level: whose prior it is.
+        codes: int64 ``[N, *shape]`` of each level, the top first, as `Codes.level` gives them.
+        labels: int64 ``[N]``; an unconditional prior does not look at them.
+    """
+    device = next(prior.parameters()).device
+    moved = tuple(grid.to(device) for grid in codes[: level + 1])
+    known = None if prior.config.num_classes is None else labels.to(device)
+    return bits_per_code(prior, moved[level], known, context=moved[:level] or None)
 
 
-def _check(codes: Codes, model: GatedPixelCNNConfig) -> None:
-    if model.codebook_size != codes.codebook_size:
+@dataclass(frozen=True)
+class _Level:
+    """Which level of the codes a run is about."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class _Top:
+    """The prior of the top level as a setting: the class of its config is part of it."""
+
+    prior: PriorConfig
+
+
+def _setting(model: PriorConfig | LevelPriorConfig) -> _Top | LevelPriorConfig:
+    return model if isinstance(model, LevelPriorConfig) else _Top(model)
+
+
+def _model(run: Path, level: int) -> PriorConfig | LevelPriorConfig:
+    if level == 0:
+        return runs.setting(run, "model", _Top).prior
+    return runs.setting(run, "model", LevelPriorConfig)
+
+
+def _check(codes: Codes, model: PriorConfig | LevelPriorConfig, level: int) -> None:
+    codes.level(level)
+    sizes = model.above.codebook_sizes if isinstance(model, LevelPriorConfig) else ()
+    if len(sizes) != level:
         raise ValueError(
-            f"codebook_size must be {codes.codebook_size}, that of the codes, "
-            f"got {model.codebook_size}"
+            f"the prior of level {level} must be given the {level} levels above, got {len(sizes)}"
         )
+    for size in (model.codebook_size, *sizes):
+        if size != codes.codebook_size:
+            raise ValueError(
+                f"codebook_size must be {codes.codebook_size}, that of the codes, got {size}"
+            )
     if model.num_classes is not None and model.num_classes != codes.num_classes:
         raise ValueError(
             f"num_classes must be {codes.num_classes}, that of the codes, or None, "
             f"got {model.num_classes}"
         )
     for split in ("train", "validation"):
-        if len(codes.part(split)[0]) == 0:
-            raise ValueError(f"codes must hold a {split} split, got none of its images")
+        if len(codes.part(split)) == 0:
+            raise ValueError(f"codes must hold a {split} split, got none of its examples")
 
 
 def _check_same(codes: Codes, before: Codes) -> None:
-    same = codes.fingerprint == before.fingerprint and torch.equal(codes.codes, before.codes)
+    same = codes.fingerprint == before.fingerprint and all(
+        torch.equal(ours, theirs) for ours, theirs in zip(codes.grids, before.grids, strict=True)
+    )
     if not same:
         raise ValueError("codes must be those that the run was started with, got others")
 
@@ -200,21 +271,25 @@ class _Task:
 
     score = "bits_per_code"
 
-    def __init__(self, module: GatedPixelCNN, codes: Codes) -> None:
+    def __init__(self, module: Prior, codes: Codes, level: int) -> None:
         self.module, self.config = module, module.config
-        self._codes, self._labels = codes.part("train")
-        self._validation = codes.part("validation")
-        self.examples = len(self._codes)
+        self._grids = tuple(codes.level(each) for each in range(level + 1))
+        self._labels, self._level = codes.labels, level
+        self._train, self._validation = codes.part("train"), codes.part("validation")
+        self.examples = len(self._train)
 
     def batch(self, positions: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-        return self._codes[positions], self._labels[positions]
+        rows = self._train[positions]
+        return self._labels[rows], *(grid[rows] for grid in self._grids)
 
     def losses(self, *batch: Tensor) -> dict[str, Tensor]:
-        codes, labels = batch
-        nats = self.module.nll(codes, _labels(self.module, labels)).mean()
+        labels, *above, codes = batch
+        known = None if self.config.num_classes is None else labels
+        nats = self.module.nll(codes, known, tuple(above) or None).mean()
         return {"loss": nats, "bits_per_code": nats / math.log(2)}
 
     def validate(self, module: nn.Module) -> dict[str, float]:
-        assert isinstance(module, GatedPixelCNN)
-        score = evaluate_prior(module, *self._validation)
-        return {"bits_per_code": score.prior_bits_per_code}
+        assert isinstance(module, Prior)
+        rows = self._validation
+        grids = tuple(grid[rows] for grid in self._grids)
+        return {"bits_per_code": prior_bits(module, self._level, grids, self._labels[rows])}

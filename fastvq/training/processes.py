@@ -58,6 +58,12 @@ class Processes:
             dist.broadcast_object_list(result, src=0)
         return result[0]  # type: ignore[return-value]
 
+    def after_first(self, work: Callable[[], T]) -> T:
+        """What ``work`` returns in each process, once the first has come as far."""
+        if self.count > 1:
+            dist.barrier()
+        return work()
+
     def mean(self, values: dict[str, float]) -> dict[str, float]:
         """The mean of every process's values."""
         if self.count == 1:

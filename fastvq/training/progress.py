@@ -83,3 +83,31 @@ class Progress:
         trace: TracebackType | None,
     ) -> None:
         self._bar.close()
+
+
+class SamplingProgress:
+    """A bar on a terminal over the positions that priors have drawn, nothing elsewhere.
+
+    Args:
+        total: positions of all grids.
+    """
+
+    def __init__(self, total: int) -> None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(total=total, unit="code", disable=not sys.stderr.isatty())
+
+    def step(self, done: int, positions: int) -> None:
+        """One position is done; the signature is that of `fastvq.priors.sampling.Progress`."""
+        self._bar.update()
+
+    def __enter__(self) -> SamplingProgress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.close()

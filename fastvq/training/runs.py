@@ -6,20 +6,47 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fastvq import _config, _files, _pretrained
+from fastvq import _checks, _config, _files, _pretrained
 from fastvq import data as datasets
-from fastvq.data import DataConfig, Splits
-from fastvq.models import VQVAE
+from fastvq.data import DataConfig, ExampleSet, Splits
+from fastvq.models import Coder, WaveNetVQVAEConfig
 from fastvq.training import checkpoints
+from fastvq.training.kinds import MODELS, ModelConfig, load_pretrained, model_name
 
 C = TypeVar("C")
 
 RUN_NAME = "run.json"
 PRIOR_FOLDER = "prior"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Which class the model of a run is of, by name."""
+
+    name: str
+
+
+def prior_folder(run: Path, level: int) -> Path:
+    """Where the prior of a level lies by default: ``prior`` of the top, ``prior-1``, ..."""
+    return run / (PRIOR_FOLDER if level == 0 else f"{PRIOR_FOLDER}-{level}")
+
+
+def prior_folders(run: Path, *, absent_ok: bool = False) -> list[Path]:
+    """The folders of the priors that lie in a run, of the top level first.
+
+    Raises:
+        FileNotFoundError: there is none, and ``absent_ok`` is false.
+    """
+    found: list[Path] = []
+    while (folder := prior_folder(run, len(found))).is_dir():
+        found.append(folder)
+    if not found and not absent_ok:
+        raise FileNotFoundError(f"{prior_folder(run, 0)}: no prior in this run; train one first")
+    return found
 
 
 def create(run: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
@@ -63,6 +90,19 @@ def setting(run: Path, name: str, kind: type[C]) -> C:
     return _config.from_dict(kind, document[name], where=name)
 
 
+def model_settings(data: DataConfig, model: ModelConfig, training: Any) -> dict[str, Any]:
+    """The settings of the run of a VQ-VAE, as `create` takes them."""
+    kind = Kind(model_name(model))
+    return {"data": data, "kind": kind, "model": model, "training": training}
+
+
+def model_config(run: Path) -> ModelConfig:
+    """The model's config among the settings of a run."""
+    name = setting(run, "kind", Kind).name
+    _checks.one_of(f"kind.name of {run / RUN_NAME}", name, MODELS)
+    return setting(run, "model", MODELS[name].config_class)
+
+
 def model_folder(path: str | os.PathLike[str]) -> Path:
     """Where the model is: ``path`` itself if it holds one, else the best checkpoint of the run.
 
@@ -77,22 +117,22 @@ def model_folder(path: str | os.PathLike[str]) -> Path:
 
 def load_data(
     path: str | os.PathLike[str],
-    model: VQVAE,
+    model: Coder,
     source: str | None = None,
     *,
     report: Callable[[str], None] = print,
 ) -> Splits:
-    """Images for a model: those its run was trained on, or others read in the same way.
+    """Data for a model: what its run was trained on, or other data read in the same way.
 
     Args:
         path: what the model was loaded from.
         model: gives the channels and the multiple to pad to.
-        source: ``"digits"`` or a folder of images, instead of the run's own.
+        source: see `DataConfig`; instead of the run's own.
         report: takes lines about padding and skipped images.
 
     Raises:
-        FileNotFoundError: the images are not there, or ``path`` is no run and ``source`` is absent.
-        ValueError: images that the model does not take.
+        FileNotFoundError: the data is not there, or ``path`` is no run and ``source`` is absent.
+        ValueError: data that the model does not take.
     """
     folder = Path(path)
     if (folder / RUN_NAME).is_file():
@@ -103,19 +143,32 @@ def load_data(
         raise FileNotFoundError(f"{folder}: no run in this folder, so the data must be named")
     if source is not None:
         config = replace(config, source=source, channels=model.config.in_channels)
-    splits = datasets.load(config, multiple=model.config.stride, report=report)
-    if splits.train.channels != model.config.in_channels:
-        raise ValueError(
-            f"images must have {model.config.in_channels} channels, those of the model, "
-            f"got {splits.train.channels}"
-        )
+    splits = datasets.load(config, multiple=model.level_strides[0], report=report)
+    check_fit(model.config, splits.train)
     return splits
 
 
-def load_vqvae(path: str | os.PathLike[str]) -> VQVAE:
+def check_fit(model: ModelConfig, examples: ExampleSet) -> None:
+    """Raises ``ValueError`` unless a model takes such data."""
+    wanted = {"in_channels": examples.channels, "spatial_dims": len(examples.size)}
+    if isinstance(model, WaveNetVQVAEConfig):
+        wanted["levels"] = examples.levels
+        if model.num_speakers is not None:
+            wanted["num_speakers"] = len(examples.classes)
+    elif model.likelihood != "mse":
+        wanted["levels"] = examples.levels
+    for name, value in wanted.items():
+        if getattr(model, name) != value:
+            raise ValueError(
+                f"{name} must be {value}, that of the {examples.kind} data, "
+                f"got {getattr(model, name)}"
+            )
+
+
+def load_model(path: str | os.PathLike[str]) -> Coder:
     """The VQ-VAE in a folder, or the best one of a run, on the CPU in eval mode.
 
     Raises:
-        FileNotFoundError, ValueError: see `VQVAE.from_pretrained`.
+        FileNotFoundError, ValueError: a file is missing, damaged, or of no known model.
     """
-    return VQVAE.from_pretrained(model_folder(path))
+    return load_pretrained(model_folder(path))

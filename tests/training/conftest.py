@@ -10,7 +10,7 @@ from fastvq.data import DataConfig
 from fastvq.models import VQVAEConfig
 
 MODEL = VQVAEConfig(hidden_channels=16, residual_channels=4, codebook_size=16, codebook_dim=4)
-TRAINING = training.VQVAETraining(
+TRAINING = training.ModelTraining(
     steps=20,
     batch_size=32,
     learning_rate=0.02,
@@ -29,13 +29,13 @@ def run(tmp_path_factory):
     """The folder of a trained VQ-VAE, not to be written to."""
     folder = tmp_path_factory.mktemp("run")
     longer = dataclasses.replace(TRAINING, steps=80)
-    training.train_vqvae(DataConfig(), MODEL, longer, folder / "vqvae", report=silent)
+    training.train_model(DataConfig(), MODEL, longer, folder / "vqvae", report=silent)
     return folder / "vqvae"
 
 
 @pytest.fixture(scope="session")
 def model(run):
-    return training.load_vqvae(run)
+    return training.load_model(run)
 
 
 @pytest.fixture(scope="session")

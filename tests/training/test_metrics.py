@@ -32,10 +32,10 @@ def test_the_error_is_of_clamped_pixels_over_the_whole_split(model):
     # float32 reconstructions in batches of another size
     assert found.mse == pytest.approx(expected, rel=1e-5)
     assert found.psnr == metrics.psnr(found.mse)
-    assert found.bits_per_image == 16 * math.log2(16)
+    assert found.bits_per_example == 16 * math.log2(16)
     assert found.bits_per_pixel == 1.0
-    assert (found.codebook_size, found.images) == (16, 360)
-    assert found.codes_used == len(indices.unique())
+    assert (found.codebook_size, found.examples) == (16, 360)
+    assert found.use[0].codes_used == len(indices.unique())
 
 
 def test_padding_does_not_count(model):

@@ -24,7 +24,7 @@ GRADIENT = dataclasses.replace(MODEL, learning="gradient")
 
 def trained(tmp_path, name, model=GRADIENT, **options):
     settings = dataclasses.replace(TRAINING, learning_rate=2e-3, **options)
-    return training.train_vqvae(DataConfig(), model, settings, tmp_path / name, report=silent)
+    return training.train_model(DataConfig(), model, settings, tmp_path / name, report=silent)
 
 
 def loss_curve(run):
@@ -75,7 +75,7 @@ def test_schedules():
     assert rates("constant") == [1, 1]
     assert rates("linear") == [1, 0.5]
     assert rates("cosine") == pytest.approx([1, 0.5])
-    with pytest.raises(ValueError, match="schedule must be one of .* got 'cosin'"):
+    with pytest.raises(ValueError, match=r"schedule must be one of .* got 'cosin'"):
         TrainingConfig(schedule="cosin")
 
 

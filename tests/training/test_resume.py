@@ -71,13 +71,13 @@ def test_a_resumed_vqvae_is_the_uninterrupted_one(tmp_path, monkeypatch, learnin
     model = dataclasses.replace(MODEL, learning=learning)
     shifted = dataclasses.replace(TRAINING, shift=1.0)
     straight, broken = tmp_path / "straight", tmp_path / "broken"
-    training.train_vqvae(DataConfig(), model, shifted, straight, report=silent)
+    training.train_model(DataConfig(), model, shifted, straight, report=silent)
     with monkeypatch.context() as patch:
         stop_after(patch, stop)
         with pytest.raises(Stopped):
-            training.train_vqvae(DataConfig(), model, shifted, broken, report=silent)
+            training.train_model(DataConfig(), model, shifted, broken, report=silent)
     torch.rand(7)  # whatever else the process draws in between must not matter
-    training.resume_vqvae(broken, report=silent)
+    training.resume_model(broken, report=silent)
     assert_same_run(straight, broken)
 
 
@@ -95,20 +95,20 @@ def test_a_resumed_prior_is_the_uninterrupted_one(tmp_path, monkeypatch, codes, 
 
 
 def test_a_run_stopped_before_its_first_checkpoint_starts_again(tmp_path, monkeypatch):
-    training.train_vqvae(DataConfig(), MODEL, TRAINING, tmp_path / "straight", report=silent)
+    training.train_model(DataConfig(), MODEL, TRAINING, tmp_path / "straight", report=silent)
     with monkeypatch.context() as patch:
         stop_after(patch, 5)
         with pytest.raises(Stopped):
-            training.train_vqvae(DataConfig(), MODEL, TRAINING, tmp_path / "x", report=silent)
+            training.train_model(DataConfig(), MODEL, TRAINING, tmp_path / "x", report=silent)
     assert checkpoints.latest(tmp_path / "x") is None
-    training.resume_vqvae(tmp_path / "x", report=silent)
+    training.resume_model(tmp_path / "x", report=silent)
     assert_same_run(tmp_path / "straight", tmp_path / "x")
 
 
 def test_a_finished_run_resumes_to_nothing(run):
     newest = checkpoints.latest(run)
     written = newest.stat().st_mtime_ns
-    training.resume_vqvae(run, report=silent)
+    training.resume_model(run, report=silent)
     assert checkpoints.latest(run) == newest
     assert newest.stat().st_mtime_ns == written
 
@@ -116,9 +116,9 @@ def test_a_finished_run_resumes_to_nothing(run):
 def test_other_settings_are_no_resumption(run, codes, tmp_path):
     longer = dataclasses.replace(TRAINING, steps=90)
     with pytest.raises(ValueError, match=r"training.steps must be 80, as the run .* got 90"):
-        training.train_vqvae(DataConfig(), MODEL, longer, run, resume=True, report=silent)
+        training.train_model(DataConfig(), MODEL, longer, run, resume=True, report=silent)
     training.train_prior(codes, PRIOR, PRIOR_TRAINING, tmp_path, report=silent)
-    others = dataclasses.replace(codes, codes=codes.codes.flip(0))
+    others = dataclasses.replace(codes, grids=(codes.grids[0].flip(0),))
     with pytest.raises(ValueError, match="codes must be those that the run was started with"):
         training.train_prior(others, PRIOR, PRIOR_TRAINING, tmp_path, resume=True, report=silent)
 
@@ -127,7 +127,7 @@ def test_training_leaves_the_random_numbers_of_the_caller_alone(tmp_path):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    training.train_vqvae(DataConfig(), MODEL, TRAINING, tmp_path / "x", report=silent)
+    training.train_model(DataConfig(), MODEL, TRAINING, tmp_path / "x", report=silent)
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -141,8 +141,8 @@ def test_killed_at_any_moment_a_run_leaves_a_checkpoint_that_loads(tmp_path):
         from fastvq.models import VQVAEConfig
         torch.set_num_threads(1)
         model = VQVAEConfig(hidden_channels=8, residual_channels=4, codebook_size=16)
-        settings = training.VQVAETraining(steps=100000, batch_size=8, validate_every=1, keep=2)
-        training.train_vqvae(DataConfig(), model, settings, {str(tmp_path / "x")!r})
+        settings = training.ModelTraining(steps=100000, batch_size=8, validate_every=1, keep=2)
+        training.train_model(DataConfig(), model, settings, {str(tmp_path / "x")!r})
         """
     )
     # a fresh process checkpoints at every step, so that the kill lands in or near a write
@@ -175,7 +175,7 @@ def test_killed_at_any_moment_a_run_leaves_a_checkpoint_that_loads(tmp_path):
     end = int(checkpoints.latest(run).name.split("-")[1]) + 2
     settings["training"]["steps"] = end
     (run / "run.json").write_text(json.dumps(settings))
-    training.resume_vqvae(run, report=silent)
+    training.resume_model(run, report=silent)
     assert not list((run / "checkpoints").glob(".unfinished-*"))
     steps = [line["step"] for line in training.read_metrics(run) if line["split"] == "validation"]
     assert steps == list(range(1, end + 1))

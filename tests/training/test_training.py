@@ -9,8 +9,8 @@ import torch
 
 from fastvq import data, training
 from fastvq.data import DataConfig
-from fastvq.priors import GatedPixelCNNConfig
-from fastvq.training import vqvae
+from fastvq.priors import GatedPixelCNNConfig, entropy_bits
+from fastvq.training import models
 
 from .conftest import MODEL, TRAINING, silent
 
@@ -27,31 +27,31 @@ def prior(codes, tmp_path_factory):
 def test_a_vqvae_learns_and_says_so(tmp_path):
     lines = []
     settings = dataclasses.replace(TRAINING, steps=80)
-    model = training.train_vqvae(DataConfig(), MODEL, settings, tmp_path / "x", report=lines.append)
+    model = training.train_model(DataConfig(), MODEL, settings, tmp_path / "x", report=lines.append)
     found = training.evaluate_reconstruction(model, data.digits().test)
     # the mean image of the training digits has an error of 0.074; seen here: 0.050
     assert found.mse < 0.06
-    assert found.codes_used > 8
+    assert found.use[0].codes_used > 8
     assert lines[-1].startswith("best validation mse")
     assert any(line.startswith("step 10/80: validation mse") for line in lines)
     assert not model.training
 
 
 def test_a_prior_learns(prior, codes):
-    score = training.evaluate_prior(prior.prior, *codes.part("test"))
-    assert score.prior_bits_per_code < score.order0_bits_per_code < math.log2(16)
-    assert score.per_position_bits_per_code < score.order0_bits_per_code
-    assert score.prior_bits_per_image == 16 * score.prior_bits_per_code
+    rows = codes.part("test")
+    grids = (codes.level(0)[rows],)
+    bits = training.prior_bits(prior.prior, 0, grids, codes.labels[rows])
+    assert bits < entropy_bits(grids[0], 16) < math.log2(16)
 
 
 def test_samples_are_a_function_of_the_seed(model, prior):
-    images, labels = training.sample_images(model, prior, 3, classes=["7", "2"], seed=4)
+    images, labels = training.sample_examples(model, [prior], 3, classes=["7", "2"], seed=4)
     assert images.shape == (6, 1, 8, 8)
     assert labels.tolist() == [7, 7, 7, 2, 2, 2]
     assert images.min() >= 0
     assert images.max() <= 1
-    again, _ = training.sample_images(model, prior, 3, classes=["7", "2"], seed=4)
-    other, _ = training.sample_images(model, prior, 3, classes=["7", "2"], seed=5)
+    again, _ = training.sample_examples(model, [prior], 3, classes=["7", "2"], seed=4)
+    other, _ = training.sample_examples(model, [prior], 3, classes=["7", "2"], seed=5)
     assert torch.equal(images, again)
     assert not torch.equal(images, other)
 
@@ -60,31 +60,41 @@ def test_a_prior_without_classes(model, codes, tmp_path):
     plain = dataclasses.replace(PRIOR, num_classes=None)
     settings = training.PriorTraining(steps=4, validate_every=2)
     trained = training.train_prior(codes, plain, settings, tmp_path / "p", report=silent)
-    images, labels = training.sample_images(model, trained, 3)
+    images, labels = training.sample_examples(model, [trained], 3)
     assert images.shape == (3, 1, 8, 8)
     assert labels is None
     with pytest.raises(ValueError, match=r"classes must be None .* got \['3'\]"):
-        training.sample_images(model, trained, 3, classes=["3"])
+        training.sample_examples(model, [trained], 3, classes=["3"])
 
 
 def test_evaluation_of_both(run, model, prior):
-    found = training.evaluate(model, training.load_data(run, model), trained=prior)
+    found = training.evaluate(model, training.load_data(run, model), priors=[prior])
     assert found["split"] == "test"
-    assert found["images"] == 360
+    assert found["examples"] == 360
     assert found["mse"] > 0
-    assert found["prior_bits_per_code"] > 0
+    (level,) = found["levels"]
+    assert level["grid"] == [4, 4]
+    per_code = level["bits_per_code"]
+    assert per_code["prior"] < per_code["order0"] < math.log2(16)
+    assert per_code["per_position"] < per_code["order0"]
+    assert found["bits"]["nominal"] == 64
+    assert found["bits"]["prior"] == pytest.approx(16 * per_code["prior"])
+    assert found["bits_per_pixel"]["prior"] == found["bits"]["prior"] / 64
+    variance = data.digits().train.batch(torch.arange(1257)).double().var(correction=0).item()
+    assert found["nmse"] == pytest.approx(found["mse"] / variance)
+    assert "bits_per_dim" not in found
     relabelled = data.Splits(
         *(dataclasses.replace(part, classes=tuple("abcdefghij")) for part in data.digits())
     )
     with pytest.raises(ValueError, match=r"must have the classes of the prior, 0, 1, .* got a, b"):
-        training.evaluate(model, relabelled, trained=prior)
+        training.evaluate(model, relabelled, priors=[prior])
 
 
 def test_a_collapsed_codebook_is_announced(tmp_path, monkeypatch):
     lines = []
-    monkeypatch.setattr(vqvae, "_COLLAPSED_SHARE", 0.0)
+    monkeypatch.setattr(models, "_COLLAPSED_SHARE", 0.0)
     settings = dataclasses.replace(TRAINING, steps=10)
-    training.train_vqvae(DataConfig(), MODEL, settings, tmp_path / "x", report=lines.append)
+    training.train_model(DataConfig(), MODEL, settings, tmp_path / "x", report=lines.append)
     assert lines[0].startswith("warning: the codebook has collapsed: perplexity")
 
 
@@ -95,7 +105,7 @@ def refused(error, message, tmp_path, function, *arguments):
 
 
 def test_refused_before_anything_is_written(tmp_path, codes):
-    train, prior = training.train_vqvae, training.train_prior
+    train, prior = training.train_model, training.train_prior
     wide = dataclasses.replace(MODEL, in_channels=3)
     refused(
         ValueError, "in_channels must be 1.*got 3", tmp_path, train, DataConfig(), wide, TRAINING
@@ -118,12 +128,14 @@ def test_refused_before_anything_is_written(tmp_path, codes):
 
 def test_a_run_is_not_overwritten(run):
     with pytest.raises(FileExistsError, match="there is a run in this folder"):
-        training.train_vqvae(DataConfig(), MODEL, TRAINING, run, report=silent)
+        training.train_model(DataConfig(), MODEL, TRAINING, run, report=silent)
 
 
 def test_the_prior_of_another_model_is_refused(model, prior):
     other = type(model)(model.config)
     with pytest.raises(ValueError, match="the codes of the prior must be of the model"):
-        training.sample_images(other, prior, 1)
+        training.sample_examples(other, [prior], 1)
     with pytest.raises(ValueError, match="did you mean '3'"):
-        training.sample_images(model, prior, 1, classes=["33"])
+        training.sample_examples(model, [prior], 1, classes=["33"])
+    with pytest.raises(ValueError, match=r"one for each of the 1 levels.* got those of \[\]"):
+        training.sample_examples(model, [], 1)
