@@ -58,8 +58,9 @@ def decode(
     out: Annotated[Path, typer.Option(help="Folder for one file per example.")] = Path("decoded"),
 ) -> None:
     """Write the data that codes stand for."""
+    model = training.load_model(run)
     read = Codes.load(codes)
-    examples = training.decode_codes(training.load_model(run), read)
+    examples = training.decode_codes(model, read)
     digits = len(str(len(examples)))
     names = [f"{index:0{digits}d}" for index in range(len(examples))]
     media.save_each(examples, names, read.kind, out, rate=read.rate)

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastvq import _checks
-from fastvq.priors.base import Context, Prior, PriorConfig, Stepper
+from fastvq.priors._video_stepper import VideoPixelCNNStepper
+from fastvq.priors.base import Context, Prior, PriorConfig
 from fastvq.priors.pixelcnn import GatedPixelCNN, GatedPixelCNNConfig
 
 
@@ -180,12 +180,12 @@ class VideoPixelCNN(Prior):
         shape: Sequence[int],
         labels: Tensor | None = None,
         context: Context | None = None,
-    ) -> Stepper:
+    ) -> VideoPixelCNNStepper:
         """See :meth:`Prior.stepper`; ``shape`` is (T, H, W)."""
         frames, height, width = self.checked_shape(shape)
         features = self.features(context, batch, shape)
         self.label_rows(labels, batch)
-        return _VideoPixelCNNStepper(self, batch, (frames, height, width), labels, features)
+        return VideoPixelCNNStepper(self, batch, (frames, height, width), labels, features)
 
     def _encoded(self, codes: Tensor) -> Tensor:
         """What every frame is told of those before it, ``[B, F, T, H, W]``."""
@@ -194,61 +194,3 @@ class VideoPixelCNN(Prior):
         for layer, dilation in zip(self.layers, self.config.dilations, strict=True):
             x = layer(x, torch.zeros_like(x[:, :, :1]).expand(-1, -1, dilation, -1, -1))
         return x
-
-
-class _VideoPixelCNNStepper:
-    """Logits of one position after another: the encoder once a frame, the cache of its prior.
-
-    Every layer of the encoder keeps its inputs of as many frames as it looks back, so a frame is
-    encoded once, whatever its number.
-    """
-
-    @torch.no_grad()
-    def __init__(
-        self,
-        prior: VideoPixelCNN,
-        batch: int,
-        shape: tuple[int, int, int],
-        labels: Tensor | None,
-        context: Tensor | None,
-    ) -> None:
-        prior.check_evaluating()
-        self._prior, self._labels, self._context = prior, labels, context
-        self._layers = cast("list[FrameLayer]", list(prior.layers))
-        weight, self._size = prior.embedding.weight, shape[1:]
-        channels = weight.shape[1]
-        self._inputs = [
-            weight.new_zeros(batch, channels, layer.dilation, *self._size) for layer in self._layers
-        ]
-        self._codes = torch.zeros(batch, *self._size, dtype=torch.int64, device=weight.device)
-        self._frames, self._frame, self._position = shape[0], 0, 0
-        self._start_frame()
-
-    def logits(self) -> Tensor:
-        """Logits ``[B, K]`` of the next position."""
-        return self._stepper.logits()
-
-    def append(self, codes: Tensor) -> None:
-        """Fixes the codes ``[B]``, int64, of the position just asked for and moves on."""
-        self._stepper.append(codes)
-        self._codes.flatten(1)[:, self._position] = codes
-        self._position += 1
-        if self._position == self._codes[0].numel():
-            self._frame, self._position = self._frame + 1, 0
-            if self._frame < self._frames:
-                self._start_frame()
-
-    @torch.no_grad()
-    def _start_frame(self) -> None:
-        """Encodes the frame just finished, and starts the cache of the next one."""
-        x = self._prior.embedding(self._codes).movedim(-1, 1)[:, :, None]
-        if self._frame == 0:
-            x = torch.zeros_like(x)
-        for index, layer in enumerate(self._layers):
-            inputs = self._inputs[index]
-            self._inputs[index] = torch.cat([inputs[:, :, 1:], x], dim=2)
-            x = layer(x, inputs)
-        told = x[:, :, 0]
-        if self._context is not None:
-            told = torch.cat([told, self._context[:, :, self._frame]], dim=1)
-        self._stepper = self._prior.frame.stepper(len(told), self._size, self._labels, told)

@@ -91,6 +91,40 @@ def test_images_of_ones_own(tmp_path, command):
     assert command("reconstruct", run, "--data", flat, "--split=all", *picture)[0] == 0
 
 
+def test_a_hierarchy_by_commands(tmp_path, command):
+    """Two levels: one command trains both priors, samples are drawn through them."""
+    run = tmp_path / "run"
+    strides = "--set=model.strides=[[2],[2]]"
+    assert command("train", "--model=vqvae2", "--out", run, strides, *TINY)[0] == 0
+    above = ("--set=above.channels=8", "--set=above.layers=1")
+    kind = ("--kind=pixelsnail", "--set=model.blocks=1")
+    assert command("train-prior", run, *kind, *above, *TINY_PRIOR)[0] == 0
+    assert (run / "prior-1").is_dir()
+    status, out, _ = command("evaluate", run)
+    assert status == 0
+    assert [len(level["bits_per_code"]) for level in json.loads(out)["levels"]] == [3, 3]
+    assert command("sample", run, "-n1", "--class=3", "--out", tmp_path / "s.png")[0] == 0
+    status, out, _ = command("encode", run, "--out", tmp_path / "c.npz")
+    assert out.endswith("1797 grids of 2x2 and 4x4 codes, K = 16\n")
+    assert command("train-prior", run, "--resume")[0] == 0
+    status, _, err = command("train-prior", run, "--level=0", *above, "--out", tmp_path / "x")
+    assert (status, "above must not be set for the top level" in err) == (2, True)
+    assert command("sample", run, "--prior", run / "prior", "--out", tmp_path / "x")[0] == 2
+    assert not (tmp_path / "x").exists()
+
+
+def test_an_experiment(tmp_path, command):
+    steps = ("--set=training.steps=2", "--set=training.validate_every=2")
+    small = ("--set=model.hidden_channels=8", "--set=model.codebook_size=8")
+    status, out, _ = command(
+        "experiment", "learning", "--out", tmp_path / "x", "--seeds=1", *steps, *small
+    )
+    assert status == 0
+    assert "**Claim.**" in out
+    assert "**Finding.**" in out
+    assert (tmp_path / "x" / "plot.png").is_file()
+
+
 def test_the_demo(tmp_path, command):
     status, out, err = command("demo", "--out", tmp_path, "--model-steps=8", "--prior-steps=4")
     assert status == 0
@@ -129,6 +163,8 @@ def test_the_demo(tmp_path, command):
         (("evaluate", "absent"), "no checkpoint in this run"),
         (("decode", "absent", "codes.npz", "--out", "x"), "no checkpoint in this run"),
         (("sample", "absent", "--out", "x"), "no checkpoint in this run"),
+        (("train", "--out", "x", "--model", "vqvea"), "must be one of vqvae, vqvae2"),
+        (("experiment", "bta", "--out", "x"), "did you mean 'beta'"),
         (("demo",), "--out"),
     ],
 )

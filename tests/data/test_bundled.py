@@ -84,9 +84,16 @@ def test_clips_move_and_share_no_pixel_with_another_part(pictures, monkeypatch):
         clips_module, "_gif", lambda *_: torch.empty(0, 3, 8, 12, 12, dtype=torch.uint8)
     )
     splits = data.clips(image_size=12)
+    first = set(range(96 * 240))
     seen = [pixel_numbers(part.subset(torch.arange(100))) for part in splits]
     assert len(set.union(*seen)) == sum(map(len, seen))
     assert min(map(len, seen)) > 1000
+    # nor does the camera repeat its ways: another order of pictures in each part
+    orders = {
+        tuple(len(pixel_numbers(part.subset(torch.tensor([i]))) & first) == 0 for i in range(40))
+        for part in splits
+    }
+    assert len(orders) == 3
 
 
 def whole_pixels(image, size, resample, box):

@@ -54,6 +54,11 @@ def test_without_labels():
     assert splits.train.classes == ()
 
 
+def test_floats_become_the_nearest_levels():
+    items = Items([torch.tensor([[0.0, 0.5019, 1.0]])])  # 127.98 of 255
+    assert everything(data.from_torch(items).train).tolist() == [[[0, 128, 255]]]
+
+
 @pytest.mark.parametrize("label", [1, np.int64(1), torch.tensor(1), torch.tensor([1])])
 def test_labels_of_every_sort(label):
     item = torch.zeros(1, 8, dtype=torch.uint8)

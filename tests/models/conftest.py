@@ -6,7 +6,8 @@ import torch
 
 from fastvq.models import VQVAE, VQVAE2, VQVAE2Config, VQVAEConfig
 
-NETWORK = {"hidden_channels": 8, "residual_channels": 4, "residual_blocks": 1}
+# narrower residual blocks are sometimes dead from the start: all of their few ReLUs at zero
+NETWORK = {"hidden_channels": 8, "residual_channels": 16, "residual_blocks": 1}
 QUANTIZERS = {
     "vq": {"codebook_size": 16, "codebook_dim": 4},
     "vq-gradient": {"codebook_size": 16, "codebook_dim": 4, "learning": "gradient"},

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The models and priors, trained and measured: ``python -m benchmarks.models``."""
