@@ -18,7 +18,9 @@ _OPTIONAL = {
     "tqdm": "training",
     "pillow": "reading images and drawing pictures",
     "matplotlib": "the curves of the demo",
-    "scikit-learn": "the digits",
+    "scikit-learn": "digits",
+    "scikit-image": "photos",
+    "scipy": "reading of sound",
 }
 
 

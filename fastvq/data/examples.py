@@ -34,7 +34,8 @@ class ExampleSet:
         read: int64 ``[B]`` -> uint8 ``[B, C, *size]``, the examples at those positions.
         peak: the highest level; `batch` divides by it.
         channels: C.
-        size: ``(L,)`` of sound and signals, ``(H, W)`` of images, ``(T, H, W)`` of video, before padding.
+        size: ``(L,)`` of audio and signals, ``(H, W)`` of images, ``(T, H, W)`` of video, before
+            padding.
         labels: int64 ``[N]``, the class of each example, -1 for none.
         classes: the name of each class; empty without labels.
         padding: samples that `batch` adds at the end of each axis; empty for none.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastvq import _checks
 from fastvq.data import ExampleSet
-from fastvq.models import AutoEncoder, Coder
+from fastvq.models import Coder
 from fastvq.priors import sample
 from fastvq.training import metrics
 from fastvq.training.codes import Codes, check_fingerprint, unflat
@@ -92,7 +92,7 @@ def reconstruct_examples(model: Coder, examples: ExampleSet, count: int) -> tupl
 
 
 @torch.no_grad()
-def codebook_images(model: AutoEncoder) -> Tensor:
+def codebook_images(model: Coder) -> Tensor:
     """Each code of a model of images with one level and codebook as an image of nothing else.
 
     The code fills a grid of 3x3, of which the centre cell is shown: the decoder sees neighbours.
