@@ -1,7 +1,8 @@
 """Compiles the Triton kernels for a GPU that need not be there, just as the launchers launch them.
 
 A program of its own, since Triton decides at import whether it interprets, and the other tests have
-it interpret: ``python compile_ahead.py 90`` prints one JSON line for each kernel compiled.
+it interpret. ``python compile_ahead.py`` prints one JSON line for each kernel that CI compiles,
+``python compile_ahead.py all`` every kernel of every case for every architecture.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import sass
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
@@ -24,8 +26,13 @@ from triton.runtime.jit import JITFunction
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 # bytes of shared memory that one program may use
-SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
+SHARED = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10}
 FLOAT, HALF, BRAIN, DOUBLE = torch.float32, torch.float16, torch.bfloat16, torch.float64
+PTX_MATRIX = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)[\w.:]*")
+
+
+# a kernel's name and its named arguments -> whether to compile it
+Wanted = Callable[[str, dict[str, Any]], bool]
 
 
 class Case(NamedTuple):
@@ -41,17 +48,20 @@ class Case(NamedTuple):
     channels_first: bool = False
 
 
+# a case for every row of the table of tilings: wide and narrow inputs of each width
+ROWS = tuple(
+    Case("nearest", 4096, 8192, channels, "euclidean", dtype, dtype)
+    for channels in (8, 64, 128, 256, 512)
+    for dtype in (FLOAT, BRAIN)
+)
+# and what the rows do not tell apart
 CASES = (
-    Case("nearest", 4096, 1024, 8, "cosine"),
-    Case("nearest", 4096, 1024, 64),
-    Case("nearest", 8192, 1024, 64),  # another N, the same kernels
+    *ROWS,
+    Case("nearest", 8192, 8192, 64),  # another N, the same kernels
     Case("nearest", 4096, 1024, 64, "cosine", BRAIN, BRAIN),
     Case("nearest", 4096, 512, 64, "euclidean", HALF, HALF, channels_first=True),
     Case("nearest", 4096, 1000, 100, "dot"),
-    Case("nearest", 4096, 1024, 128, "cosine", BRAIN, FLOAT),
-    Case("nearest", 4096, 8192, 256),
-    Case("nearest", 4096, 8192, 256, "dot", BRAIN, BRAIN),
-    Case("nearest", 4096, 1024, 512, "cosine"),
+    Case("nearest", 4096, 1024, 96, "cosine", BRAIN, FLOAT),
     Case("nearest", 4096, 1024, 1000),
     Case("nearest", 1, 1, 3),
     Case("nearest", 4096, 1024, 64, "euclidean", DOUBLE, DOUBLE),
@@ -65,6 +75,22 @@ CASES = (
     Case("residual", 8192, 64, 128),
     Case("residual", 256, 16, 64, x=BRAIN, codebook=DOUBLE),
 )
+# what CI has time for besides all of sm_90: the search, whose tilings differ
+ELSEWHERE = {
+    80: (*ROWS[0:1], *ROWS[2:5], *ROWS[6:7], *ROWS[8:9]),
+    86: (*ROWS[6:7],),
+    89: (*ROWS[6:7],),
+    100: (*ROWS[2:5], *ROWS[8:9]),
+}
+
+
+def _all(name: str, options: dict[str, Any]) -> bool:
+    return True
+
+
+def _elsewhere(name: str, options: dict[str, Any]) -> bool:
+    """The coarse pass alone."""
+    return name == "search_kernel" and options["LIST"] < 0
 
 
 class Driver:
@@ -74,7 +100,8 @@ class Driver:
         self.capability = capability
 
     def get_current_device(self) -> int:
-        return 0
+        # a device for each architecture: Triton keeps what it compiled by device
+        return self.capability
 
     def get_current_stream(self, device: int = 0) -> int:
         return 0
@@ -110,14 +137,23 @@ def launch(case: Case) -> None:
         statistics(x, indices, case.codes, residual)
 
 
-def compiled(case: Case) -> Iterator[tuple[str, Any]]:
-    """The name and the compiled form of each kernel that the launchers ask for."""
-    kernels: list[tuple[str, Any]] = []
+class Compiled(NamedTuple):
+    """A kernel as a launcher asked for it."""
+
+    name: str
+    form: Any
+    constants: dict[str, Any]  # what it was launched with by name
+
+
+def compiled(case: Case, *, wanted: Wanted) -> Iterator[Compiled]:
+    """The kernels that the launchers ask for, as far as they are wanted."""
+    kernels: list[Compiled] = []
     run = JITFunction.run
 
     def compile_only(kernel: JITFunction, *args: Any, **options: Any) -> None:
-        options["warmup"] = True
-        kernels.append((kernel.__name__, run(kernel, *args, **options)))
+        if wanted(kernel.__name__, options):
+            form = run(kernel, *args, **{**options, "warmup": True})
+            kernels.append(Compiled(kernel.__name__, form, options))
 
     JITFunction.run = compile_only
     try:
@@ -127,32 +163,59 @@ def compiled(case: Case) -> Iterator[tuple[str, Any]]:
     yield from kernels
 
 
-def inspect(cubin: bytes) -> dict[str, Any]:
-    """Registers, stack and local memory of a kernel, and its matrix and spill instructions."""
+def inspect(kernel: Compiled) -> dict[str, Any]:
+    """Registers, stack, local and shared memory, spills, matrix instructions and the loop."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
+        file.write(kernel.form.asm["cubin"])
         file.flush()
         command = [str(TOOLS / "cuobjdump"), "--dump-resource-usage", "-sass", file.name]
         text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    found = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
-    instructions = re.findall(r"\b(HMMA|HGMMA|UTC\w*MMA|LDL|STL)\b", text)
-    return {**found, "instructions": sorted(set(instructions))}
+    resources = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
+    code = sass.instructions(text)
+    facts = {
+        **resources,
+        "shared": kernel.form.metadata.shared,
+        "spills": sum(i.name in ("LDL", "STL") for i in code),
+        "matrix": sorted({i.name for i in code if sass.MATRIX.fullmatch(i.name)}),
+        "products": sorted(set(PTX_MATRIX.findall(kernel.form.asm["ptx"]))),
+    }
+    if kernel.name == "search_kernel" and kernel.constants["LIST"] < 0:
+        facts["loop"] = _loop(kernel, text)._asdict()
+    return facts
 
 
-def main(capability: int, report: Callable[[str], None]) -> None:
+def _loop(kernel: Compiled, text: str) -> sass.Loop:
+    c = kernel.constants
+    elements = c["BLOCK_M"] * c["BLOCK_K"] / (32 * c["num_warps"])
+    return sass.score_loop(text, elements, c["PADDED_D"] // c["BLOCK_D"])
+
+
+def report(capability: int, cases: tuple[Case, ...], wanted: Wanted) -> None:
+    """Prints a line for each kernel; one that was inspected before has no facts."""
     driver.set_active(Driver(capability))
     module = import_module("fastvq.ops.nearest._triton")
     device = module.Device(processors=132, shared=SHARED[capability], major=capability // 10)
     module._device = lambda _: device
     seen: set[str] = set()
-    for case in CASES:
-        for name, kernel in compiled(case):
-            new = kernel.hash not in seen
-            seen.add(kernel.hash)
-            facts = inspect(kernel.asm["cubin"]) if new else None
+    for case in cases:
+        for kernel in compiled(case, wanted=wanted):
+            facts = None if kernel.form.hash in seen else inspect(kernel)
+            seen.add(kernel.form.hash)
             label = " ".join(str(part).removeprefix("torch.") for part in case)
-            report(json.dumps({"kernel": name, "case": label, "rows": case.rows, "facts": facts}))
+            line = {"capability": capability, "kernel": kernel.name, "case": label}
+            line |= {"rows": case.rows, "channels": case.channels, "facts": facts}
+            print(json.dumps(line), flush=True)  # noqa: T201
+
+
+def main(*, everything: bool) -> None:
+    if everything:
+        for capability in SHARED:
+            report(capability, CASES, _all)
+        return
+    report(90, CASES, _all)
+    for capability, cases in ELSEWHERE.items():
+        report(capability, cases, _elsewhere)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), lambda line: print(line, flush=True))  # noqa: T201
+    main(everything=sys.argv[1:] == ["all"])

@@ -71,73 +71,17 @@ from fastvq.ops.nearest._triton_codebook import (
 from fastvq.ops.nearest._triton_float64 import finish_kernel, refine_kernel
 from fastvq.ops.nearest._triton_rescore import rescore_kernel
 from fastvq.ops.nearest._triton_search import search_kernel
+from fastvq.ops.nearest._triton_tiling import (
+    Device,
+    Work,
+    padded_channels,
+    padded_codes,
+    rescore_tiling,
+    search_tiling,
+)
 
-BLOCK_K = 64
 REFINE = {"BLOCK_M": 8, "BLOCK_K": 16, "num_warps": 4, "maxnreg": 128}
 _INT64_MAX = torch.iinfo(torch.int64).max
-
-
-class Device(NamedTuple):
-    """What the launches depend on."""
-
-    processors: int
-    shared: int  # bytes of shared memory that a program may use
-    major: int  # of the compute capability
-
-
-class Tiling(NamedTuple):
-    """How a kernel is cut and launched: its constants and its launch options."""
-
-    constants: dict[str, int | bool]
-    options: dict[str, int]
-
-
-def search_tiling(channels: int, device: Device, *, fine: bool) -> Tiling:
-    """The tiling of one pass of the search over vectors of ``channels`` components."""
-    # rows of x that start at no multiple of 16 are read one element at a time
-    ragged = channels % 16 != 0
-    # all of x and, in flight, the codes of three stages; the matrix units of Blackwell take no
-    # operand from registers, where x would wait at a loss
-    limit = 64 if device.major >= 10 else 256
-    resident = not fine and channels <= limit and 2 * channels * (128 + 3 * 64) <= device.shared
-    narrow = ragged and not (resident or fine)
-    constants = {
-        "RESIDENT": resident,
-        "PADDED_D": padded_channels(channels),
-        "BLOCK_M": 64 if fine else 128,
-        "BLOCK_D": 16 if narrow or channels <= 16 else 32,
-        **_grouping(channels),
-    }
-    # two programs to a multiprocessor where Hopper fits them: one compares while the other
-    # multiplies. A limit that is stated keeps the assembler from spilling for one of its own
-    pair = resident and not ragged and channels <= 128 and device.major == 9
-    options = {"num_stages": 3 if resident else 2, "maxnreg": 128 if pair else 255}
-    return Tiling(constants, {"num_warps": 8, **options})
-
-
-def rescore_tiling(channels: int) -> Tiling:
-    """The tiling of the rescoring of groups."""
-    constants = {
-        "BLOCK_M": 16,
-        "MEMBERS": 4,
-        "BLOCK_D": min(16, triton.next_power_of_2(channels)),
-        **_grouping(channels),
-    }
-    return Tiling(constants, {"num_warps": 8, "maxnreg": 128})
-
-
-def padded_channels(channels: int) -> int:
-    """D': what every block of channels divides."""
-    return 16 if channels <= 16 else _padded(channels, 32)
-
-
-def _grouping(channels: int) -> dict[str, int]:
-    """How codes are grouped: BLOCK_K / SPLIT / 4 to a group.
-
-    Small D leaves little time for comparisons behind the matrix product, so groups are large;
-    large D can afford small ones, which are cheaper to rescore.
-    """
-    return {"BLOCK_K": BLOCK_K, "SPLIT": 1 if channels <= 32 else 2 if channels <= 64 else 4}
 
 
 def nearest(x: Tensor, codebook: Tensor, metric: str, precision: str) -> tuple[Tensor, Tensor]:
@@ -167,8 +111,9 @@ def _search(
         # the interpreter multiplies no bfloat16
         low = torch.float32
     device = _device(x.device)
-    coarse, fine = (search_tiling(channels, device, fine=fine) for fine in (False, True))
-    padded = (_padded(codes, BLOCK_K), padded_channels(channels))
+    work = Work.of(x, codes, centred=centred)
+    coarse, fine = (search_tiling(work, device, fine=fine) for fine in (False, True))
+    padded = (padded_codes(codes, coarse), padded_channels(channels))
     ready = prepare(codebook, metric, centred=centred, padded=padded, low=low)
     geometry = _Geometry.of(x, codebook)
     operands = (x, ready.limbs, ready.half, ready.centre, ready.state, indices)
@@ -190,7 +135,7 @@ def _search(
             **flags, LIST=PENDING.value, APPEND=UNRESOLVED.value,
             **fine.constants, **fine.options,
         )  # fmt: skip
-    again = rescore_tiling(channels)
+    again = rescore_tiling(channels, coarse)
     rescore_kernel[(triton.cdiv(geometry.rows, again.constants["BLOCK_M"]), heads)](
         x, codebook, ready.half, ready.weight, ready.centre, ready.state,
         indices, distances, unresolved, *shape, *codebook.stride(),
@@ -231,7 +176,7 @@ def _refine(
     block_d = min(16, triton.next_power_of_2(channels))
     index_mask = (1 << max(1, (codes - 1).bit_length())) - 1
     # enough shares to spread a handful of rows, each long enough to be worth its start
-    span = max(512, _padded(triton.cdiv(codes, 32), 32))
+    span = max(512, 32 * triton.cdiv(codes, 1024))
     items = triton.cdiv(geometry.rows, 8) * triton.cdiv(codes, span)
     refine_kernel[(min(items, 4 * _device(x.device).processors), heads)](
         x, codebook, ready.half, ready.weight, ready.state, rows, indices,
@@ -266,10 +211,6 @@ class _Geometry(NamedTuple):
 def _row_list(geometry: _Geometry, x: Tensor) -> Tensor:
     dtype = torch.int32 if geometry.rows < 2**31 else torch.int64
     return x.new_empty((x.shape[2], geometry.rows), dtype=dtype)
-
-
-def _padded(size: int, block: int) -> int:
-    return triton.cdiv(size, block) * block
 
 
 @functools.cache

@@ -54,7 +54,7 @@ def rescore_kernel(
     )
     value, index, runner_up = _best_member(
         row_ptr, codes_ptr, half_ptr, weight_ptr, centre_ptr, live, tl.where(live, group, 0),
-        tau, sigma, stride_xd, stride_ck, stride_cd,
+        tau, sigma, PADDED_K, stride_xd, stride_ck, stride_cd,
         D, METRIC, CENTRED, BLOCK_K, SPLIT, BLOCK_M, MEMBERS, BLOCK_D,
     )  # fmt: skip
     found = value < float("inf")
@@ -81,7 +81,7 @@ def rescore_kernel(
 @triton.jit
 def _best_member(
     row_ptr, codes_ptr, half_ptr, weight_ptr, centre_ptr, live, group, tau, sigma,
-    stride_xd, stride_ck, stride_cd,
+    PADDED_K, stride_xd, stride_ck, stride_cd,
     D: tl.constexpr, METRIC: tl.constexpr, CENTRED: tl.constexpr, BLOCK_K: tl.constexpr,
     SPLIT: tl.constexpr, BLOCK_M: tl.constexpr, MEMBERS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -90,23 +90,23 @@ def _best_member(
     The value is the squared distance times min(tau, sigma)^2, or minus the product with the centred
     code times tau sigma; +inf where the group holds no code. The lowest of equal values wins.
     """
-    SLOTS: tl.constexpr = SPLIT * 4
-    slot = (group % SLOTS).to(tl.int32)
-    tile = (group // SLOTS).to(tl.int32)
+    # a thread owns pairs of columns, SPLIT * 4 pairs apart
+    STEP: tl.constexpr = SPLIT * 8
+    group = group.to(tl.int32)
     value = tl.full([BLOCK_M], float("inf"), tl.float32)
     runner_up = tl.full([BLOCK_M], float("inf"), tl.float32)
     index = tl.full([BLOCK_M], 0x7FFFFFFF, tl.int32)
-    for first in range(0, BLOCK_K // SLOTS, MEMBERS):
+    for first in range(0, 2 * BLOCK_K // STEP, MEMBERS):
         member = first + tl.arange(0, MEMBERS)[None, :]
-        column = (member // 2 * SLOTS + slot[:, None]) * 2 + member % 2
-        k = tile[:, None] * BLOCK_K + column  # [BLOCK_M, MEMBERS]
-        usable = (tl.load(half_ptr + k) < float("inf")) & live[:, None]
+        k = group[:, None] + member // 2 * STEP + member % 2  # [BLOCK_M, MEMBERS]
+        half = tl.load(half_ptr + k, mask=k < PADDED_K, other=float("inf"))
+        usable = (half < float("inf")) & live[:, None]
         code_ptr = codes_ptr + k.to(tl.int64) * stride_ck
         if METRIC == "euclidean":
             v = _squared(row_ptr, code_ptr, live, usable, tl.minimum(tau, sigma), stride_xd,
                          stride_cd, D, BLOCK_D)  # fmt: skip
         else:
-            weight = tl.load(weight_ptr + k).to(tl.float32)
+            weight = tl.load(weight_ptr + k, mask=usable, other=0.0).to(tl.float32)
             v = _product(row_ptr, code_ptr, weight, centre_ptr, live, usable, tau, sigma,
                          stride_xd, stride_cd, D, CENTRED, BLOCK_D)  # fmt: skip
         v = tl.where(usable & (v == v), v, float("inf"))

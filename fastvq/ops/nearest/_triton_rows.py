@@ -14,7 +14,7 @@ from fastvq.ops.nearest._triton_codebook import (
     inverse_power_of_two,
 )
 
-# what ``indices`` holds of a row before its index is known, besides the number of a group
+# what ``indices`` holds of a row before its index is known, besides the first code of a group
 UNWRITTEN = tl.constexpr(0x7FFFFFFFFFFFFFFF)
 NOT_FINITE = tl.constexpr(-1)
 # how far below the codes a row is still scaled: smaller ones are centres to any precision

@@ -45,7 +45,7 @@ def search_kernel(
 ):  # fmt: skip
     """The group of the nearest code of all rows, or of those of a list; appends uncertain rows.
 
-    ``indices`` takes the number of the group, which the rescoring turns into that of a code.
+    ``indices`` takes the first code of the group, which the rescoring turns into the nearest one.
     LIST and APPEND are the counters of the list read (ALL_ROWS for none) and of the one written.
     A listed row is searched finely: two limbs, where one is not exact already, and a fresh
     accumulator for every block of channels. RESIDENT keeps the operand of x in registers.
@@ -72,7 +72,7 @@ def search_kernel(
             row_ptr, limbs_ptr, half_ptr, centre_ptr, live, tau, ratio, PADDED_K, stride_xd,
             D, PADDED_D, CENTRED, SHIFTED, FINE, RESIDENT, BLOCK_M, BLOCK_K, BLOCK_D, SPLIT,
         )  # fmt: skip
-        group, lowest, following = _winner(best, second, winner, BLOCK_M, SPLIT)
+        group, lowest, following = _winner(best, second, winner, BLOCK_M, BLOCK_K, SPLIT)
         group = tl.where(finite, group, NOT_FINITE)
         if CERTIFY:
             bound = _score_bound(
@@ -105,13 +105,13 @@ def _scan(
         for i in tl.static_range(PADDED_D // BLOCK_D):
             d = i * BLOCK_D + tl.arange(0, BLOCK_D)
             y = load_centred(row_ptr, centre_ptr, live, d, stride_d, D, SHIFTED) * tau[:, None]
-            norms = _add_squares(norms, y, LOW)
+            norms = _add_squares(norms, y, CENTRED, LOW)
             resident = resident + (y.to(LOW),)  # noqa: RUF005 (kernels know no starred tuple)
     else:
         for start in range(0, PADDED_D, BLOCK_D):
             d = start + tl.arange(0, BLOCK_D)
             y = load_centred(row_ptr, centre_ptr, live, d, stride_d, D, SHIFTED) * tau[:, None]
-            norms = _add_squares(norms, y, LOW)
+            norms = _add_squares(norms, y, CENTRED, LOW)
 
     best = tl.full([BLOCK_M, SPLIT, 4], float("inf"), tl.float32)
     second = tl.full([BLOCK_M, SPLIT, 4], float("inf"), tl.float32)
@@ -151,20 +151,22 @@ def _scan(
 
 
 @triton.jit
-def _add_squares(norms, y, LOW: tl.constexpr):
+def _add_squares(norms, y, CENTRED: tl.constexpr, LOW: tl.constexpr):
     """Adds a block of channels to the squared norms of y and of what one and two limbs leave."""
+    norm = norms[0] + tl.sum(y * y, 1)
+    # what is not centred is 16-bit already, and leaves nothing
+    if not CENTRED:
+        return norm, norms[1], norms[2]
     rest = y - y.to(LOW).to(tl.float32)
     rest_low = rest - rest.to(LOW).to(tl.float32)
-    return (
-        norms[0] + tl.sum(y * y, 1),
-        norms[1] + tl.sum(rest * rest, 1),
-        norms[2] + tl.sum(rest_low * rest_low, 1),
-    )
+    return norm, norms[1] + tl.sum(rest * rest, 1), norms[2] + tl.sum(rest_low * rest_low, 1)
 
 
 @triton.jit
-def _winner(best, second, winner, BLOCK_M: tl.constexpr, SPLIT: tl.constexpr):
-    """Number of the best group of each row, its score, and the score of the next group."""
+def _winner(
+    best, second, winner, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT: tl.constexpr
+):
+    """First code of the best group of each row, its score, and the score of the next group."""
     SLOTS: tl.constexpr = SPLIT * 4
     best = tl.reshape(best, [BLOCK_M, SLOTS])
     second = tl.reshape(second, [BLOCK_M, SLOTS])
@@ -175,7 +177,7 @@ def _winner(best, second, winner, BLOCK_M: tl.constexpr, SPLIT: tl.constexpr):
     chosen = slots == slot[:, None]
     tile = tl.max(tl.where(chosen, winner, 0), 1)
     following = tl.min(tl.where(chosen, second, best), 1)
-    return tile.to(tl.int64) * SLOTS + slot, lowest, following
+    return (tile * BLOCK_K + slot * 2).to(tl.int64), lowest, following
 
 
 @triton.jit

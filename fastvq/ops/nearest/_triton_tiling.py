@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the launches of the search are cut: a row for each generation of GPUs and width of vectors.
+
+No GPU has timed these rows yet. They were chosen by counts: of the instructions of the inner loop,
+read off the machine code, of bytes and of registers (``benchmarks/NOTES.md``). ``python -m
+benchmarks.gpu --tune`` times the alternatives and prints the rows to put here.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import triton
+from torch import Tensor
+
+# of the fine pass, and what every block of codes is a multiple of
+BLOCK_K = 64
+
+
+class Device(NamedTuple):
+    """What the launches depend on."""
+
+    processors: int
+    shared: int  # bytes of shared memory that a program may use
+    major: int  # of the compute capability
+
+
+class Work(NamedTuple):
+    """What is to be searched."""
+
+    channels: int
+    codes: int
+    narrow: bool  # x enters the products as it is: 16-bit, neither centred nor scaled
+    regular: bool  # the channels of x lie side by side, and its rows start at a multiple of 16
+
+    @classmethod
+    def of(cls, x: Tensor, codes: int, *, centred: bool) -> Work:
+        """The work of searching x ``[B, M, H, D]`` among so many codes."""
+        channels = x.shape[-1]
+        regular = x.stride(-1) == 1 and (channels <= 16 or channels % 16 == 0)
+        return cls(channels, codes, not centred, regular)
+
+
+class Cut(NamedTuple):
+    """The tile of the coarse pass."""
+
+    rows: int
+    codes: int
+    channels: int  # of one product
+    split: int  # groups of codes / split / 4 codes, each compared within one thread
+    resident: bool  # whether x stays on chip over all the codes
+    warps: int
+    stages: int
+    registers: int
+
+
+class Tiling(NamedTuple):
+    """How a kernel is cut and launched: its constants and its launch options."""
+
+    constants: dict[str, int | bool]
+    options: dict[str, int]
+
+
+Rows = tuple[tuple[int, Cut], ...]
+_STREAMED = (1 << 30, Cut(128, 128, 32, 8, False, 8, 2, 255))
+_AMPERE: Rows = (
+    (16, Cut(128, 128, 16, 4, True, 8, 3, 255)),
+    (64, Cut(128, 128, 64, 4, True, 8, 3, 255)),
+    (128, Cut(128, 64, 128, 4, True, 8, 2, 255)),
+    (256, Cut(128, 64, 64, 4, True, 8, 2, 255)),
+    _STREAMED,
+)
+# 128 registers let two programs share a multiprocessor: one compares while the other multiplies. A
+# limit that is stated keeps the assembler from spilling for one of its own
+_HOPPER_WIDE: Rows = (
+    (32, Cut(128, 64, 32, 1, True, 8, 3, 128)),
+    (64, Cut(128, 64, 64, 2, True, 8, 3, 128)),
+    (128, Cut(128, 64, 32, 4, True, 8, 3, 128)),
+    (256, Cut(128, 128, 128, 8, True, 8, 2, 255)),
+    _STREAMED,
+)
+_HOPPER_NARROW: Rows = (
+    (32, Cut(128, 128, 32, 2, True, 8, 3, 128)),
+    (64, Cut(128, 128, 64, 4, True, 8, 3, 128)),
+    (128, Cut(128, 64, 128, 4, True, 8, 3, 128)),
+    (256, Cut(128, 128, 128, 8, True, 8, 2, 255)),
+    _STREAMED,
+)
+_BLACKWELL: Rows = (
+    (32, Cut(128, 128, 32, 2, True, 8, 3, 255)),
+    (64, Cut(128, 128, 64, 4, True, 8, 3, 255)),
+    (128, Cut(128, 64, 128, 4, True, 8, 3, 255)),
+    _STREAMED,
+)
+# (major, narrow): the cuts, each for vectors of at most so many channels and where it fits
+TABLE = {
+    (8, False): _AMPERE,
+    (8, True): _AMPERE,
+    (9, False): _HOPPER_WIDE,
+    (9, True): _HOPPER_NARROW,
+    (10, False): _BLACKWELL,
+    (10, True): _BLACKWELL,
+}
+
+
+def search_tiling(work: Work, device: Device, *, fine: bool) -> Tiling:
+    """The tiling of one pass of the search: of the coarse one, or over the uncertain rows."""
+    cut = coarse_cut(work, device)
+    if fine:
+        # its groups are parts of the groups of the coarse pass
+        block = 16 if work.channels <= 16 else 32
+        cut = Cut(64, BLOCK_K, block, cut.split, False, 8, 2, 255)
+    constants = {
+        "RESIDENT": cut.resident,
+        "PADDED_D": padded_channels(work.channels),
+        "BLOCK_M": cut.rows,
+        "BLOCK_K": cut.codes,
+        "BLOCK_D": cut.channels,
+        "SPLIT": cut.split,
+    }
+    options = {"num_warps": cut.warps, "num_stages": cut.stages, "maxnreg": cut.registers}
+    return Tiling(constants, options)
+
+
+def coarse_cut(work: Work, device: Device) -> Cut:
+    """The row of the table for a search, its blocks brought to what the search has."""
+    if work.regular:
+        rows = TABLE[min(max(device.major, 8), 10), work.narrow]
+        cut = next(c for most, c in rows if work.channels <= most and fits(work, c, device))
+    else:
+        cut = _irregular_cut(work, device)
+    # one product takes whole blocks of channels, and few codes need no wide tile
+    return cut._replace(
+        channels=math.gcd(cut.channels, padded_channels(work.channels)),
+        codes=BLOCK_K if work.codes <= BLOCK_K else cut.codes,
+    )
+
+
+def fits(work: Work, cut: Cut, device: Device) -> bool:
+    """Whether shared memory holds all of x and, in flight, the codes of every stage."""
+    size = 2 * padded_channels(work.channels) * (cut.rows + cut.stages * cut.codes)
+    return not cut.resident or size <= device.shared
+
+
+def _irregular_cut(work: Work, device: Device) -> Cut:
+    """Reading x takes an address for every element, and registers that a wide tile would need."""
+    split = 1 if work.channels <= 32 else 2 if work.channels <= 64 else 4
+    ragged = work.channels % 16 != 0
+    pair = device.major == 9 and work.channels <= 128 and not ragged
+    resident = Cut(128, BLOCK_K, 32, split, True, 8, 3, 128 if pair else 255)
+    # the matrix units of Blackwell take no operand from registers, where x would wait at a loss
+    if work.channels <= (64 if device.major >= 10 else 256) and fits(work, resident, device):
+        return resident
+    return resident._replace(channels=16 if ragged else 32, resident=False, stages=2)
+
+
+def rescore_tiling(channels: int, coarse: Tiling) -> Tiling:
+    """The tiling of the rescoring of the groups of the coarse pass."""
+    constants = {name: coarse.constants[name] for name in ("BLOCK_K", "SPLIT")}
+    group = constants["BLOCK_K"] // constants["SPLIT"] // 4
+    constants["BLOCK_M"] = 16
+    constants["MEMBERS"] = min(4, group)
+    constants["BLOCK_D"] = min(16, triton.next_power_of_2(channels))
+    return Tiling(constants, {"num_warps": 8, "maxnreg": 128})
+
+
+def padded_codes(codes: int, coarse: Tiling) -> int:
+    """K': what both passes cut into whole tiles."""
+    return _padded(codes, max(BLOCK_K, coarse.constants["BLOCK_K"]))
+
+
+def padded_channels(channels: int) -> int:
+    """D': what every block of channels divides."""
+    return 16 if channels <= 16 else _padded(channels, 32)
+
+
+def _padded(size: int, block: int) -> int:
+    return triton.cdiv(size, block) * block
