@@ -47,13 +47,12 @@ class VQVAEConfig(AutoEncoderConfig):
 class VQVAE(AutoEncoder[Tensor]):
     r"""Encoder, quantizer and decoder, trained together.
 
-    .. math:: L = -\log p(x \mid q) + L_\text{quantizer}, \qquad
-              L_\text{quantizer} = \beta \lVert z - \operatorname{sg}[q] \rVert^2
-              \text{ for a ``"vq"`` that learns by moving average}
+    .. math:: L = -\log p(x \mid q) + \beta \lVert z - \operatorname{sg}[q] \rVert^2
 
     with ``z`` the encoder's output, ``q`` the nearest code of each of its vectors and the gradient
-    copied straight through it; the first term is the squared error under ``likelihood="mse"``, and
-    each is averaged over its elements (see `QuantizerConfig` for the scale of :math:`\beta`).
+    copied straight through it. The first term is the squared error under ``likelihood="mse"``; the
+    second is that of the default quantizer, others bring their own. Each is averaged over its
+    elements: see `QuantizerConfig` for the scale of :math:`\beta`.
 
     Every method takes data of any size whose axes are multiples of ``config.stride``; others are a
     ``ValueError`` (padding is the reader's task: see `fastvq.data`). The bits are deterministic on

@@ -71,32 +71,34 @@ class _BlockCache:
 
     def __init__(self, block: TransformerBlock, batch: int, length: int) -> None:
         channels, heads = block.attention_out.in_features, block.heads
+        width = channels // heads
         self._qkv = _normed(block.attention_norm, block.qkv)
+        self._qkv[:, :channels] *= width**-0.5
         self._attention_out = _matrix(block.attention_out)
         self._mlp_in = _normed(block.mlp_norm, block.mlp_in)
         self._mlp_out = _matrix(block.mlp_out)
 
         new = self._qkv.new_empty
-        cache = new(2, batch, heads, length, channels // heads)
-        self._keys, self._values = cache
-        self._slots = cache.unbind(3)  # T x [2, B, heads, C / heads]
-        projected = new(batch, 3, heads, channels // heads)
+        cache = new(2, batch, heads, length, width)
+        self._keys, self._values = cache.flatten(1, 2)  # [B heads, T, width]
+        self._slots = cache.unbind(3)  # T x [2, B, heads, width]
+        self._attended = new(batch * heads, 1, width)
+        self._joined = self._attended.view(batch, channels)
+        projected = new(batch, 3, heads, width)
         self._projected = projected.view(batch, 3 * channels)
-        self._query = projected[:, 0, :, None]  # [B, heads, 1, C / heads]
-        self._fresh = projected[:, 1:].transpose(0, 1)
-        inner = new(batch, len(self._mlp_out) * 2)
+        self._query, self._fresh = projected[:, 0], projected[:, 1:].transpose(0, 1)
+        inner = new(batch, 2 * len(self._mlp_out))
         self._inner, (self._gate, self._hidden) = inner, inner.chunk(2, dim=1)
 
     def step(self, x: Tensor, position: int) -> None:
         """Moves the stream ``x [B, C]`` of this position one block on, in place."""
         torch.mm(_standardised(x), self._qkv, out=self._projected)
         self._slots[position].copy_(self._fresh)
-        attended = F.scaled_dot_product_attention(
-            self._query,
-            self._keys[:, :, : position + 1],
-            self._values[:, :, : position + 1],
-        )
-        x.addmm_(attended.flatten(1), self._attention_out)
+        keys, values = self._keys[:, : position + 1], self._values[:, : position + 1]
+        # plain products: for one query they are faster than the fused attention
+        weights = torch.bmm(self._query.reshape(len(keys), 1, -1), keys.mT).softmax(-1)
+        torch.bmm(weights, values, out=self._attended)
+        x.addmm_(self._joined, self._attention_out)
         torch.mm(_standardised(x), self._mlp_in, out=self._inner)
         x.addmm_(F.silu(self._gate).mul_(self._hidden), self._mlp_out)
 
@@ -108,7 +110,7 @@ def _standardised(x: Tensor) -> Tensor:
 
 def _normed(norm: nn.LayerNorm, linear: nn.Linear) -> Tensor:
     """The matrix ``[C, O]`` of a linear map after the weight of a layer norm."""
-    return (linear.weight * norm.weight).detach().t().contiguous()
+    return (linear.weight.detach() * norm.weight.detach()).t().contiguous()
 
 
 def _matrix(linear: nn.Linear) -> Tensor:

@@ -140,11 +140,13 @@ def test_video_settings_survive_a_file(kind, tmp_path):
 
 
 def test_eval_changes_nothing(kind, quantizer):
-    model = started(make(kind, quantizer), 8, 8).eval()
+    model = started(make(kind, quantizer, "softmax"), 8, 8).eval()
     before = copy.deepcopy(model.state_dict())
     model(batch(model, 8, 8))
+    # nor does encoding and measuring, in training mode
     model.train()
-    model.reconstruct(batch(model, 8, 8))  # nor does encoding, in training mode
+    model.reconstruct(batch(model, 8, 8))
+    model.bits_per_dim(batch(model, 8, 8))
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 

@@ -171,6 +171,25 @@ def test_samples_follow_the_distribution(name, levels, channels):
 
 
 @both
+def test_the_impossible_is_not_drawn_even_at_the_ends(name, monkeypatch):
+    likelihood = DISCRETE[name](4)
+    if name == "softmax":
+        parameters = torch.tensor([-1e4, 0.0, 0.0, -1e4])
+    else:
+        # the first component is impossible and would give the highest level
+        parameters = torch.tensor([-1e4, 0.0, -1e4, 9.0, 0.0, 9.0, -7.0, -7.0, -7.0])
+    for uniform in (0.0, 1 - 2.0**-53):
+        monkeypatch.setattr(
+            "fastvq.models.likelihoods.base.uniform",
+            lambda like, generator, uniform=uniform: torch.full(
+                like.shape, uniform, dtype=torch.float64
+            ),
+        )
+        drawn = likelihood.sample(parameters.view(1, -1, 1)) * 3
+        assert drawn.round().item() in (1, 2)
+
+
+@both
 def test_the_mean_is_that_of_the_distribution(name):
     levels = 9
     likelihood = DISCRETE[name](levels)

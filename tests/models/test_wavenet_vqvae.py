@@ -35,6 +35,16 @@ def sound(length=24):
     return torch.randint(16, (4, 1, length)) / 15
 
 
+def listening(model):
+    """The model with a decoder that hears its conditions; an untrained one hardly does."""
+    with torch.no_grad():
+        model.decoder.logits.weight.mul_(20)
+        for layer in model.decoder.layers:
+            layer.condition.weight.mul_(20)
+            layer.context.weight.mul_(20)
+    return model
+
+
 def test_every_parameter_gets_a_finite_gradient_that_is_not_zero(quantizer):
     model = small(quantizer, residual_blocks=1, residual_channels=4)
     with torch.no_grad():
@@ -110,11 +120,7 @@ def test_what_is_decoded_depends_on_seed_speaker_and_codes_alone():
     first = decoded()
     assert torch.equal(first, decoded())
     assert not torch.equal(first, decoded(seed=1))
-    with torch.no_grad():  # an untrained model hardly listens
-        model.decoder.logits.weight.mul_(20)
-        for layer in model.decoder.layers:
-            layer.condition.weight.mul_(20)
-            layer.context.weight.mul_(20)
+    listening(model)
     first = decoded()
     assert not torch.equal(first, decoded(speakers=(SPEAKERS + 1) % 3))
     assert not torch.equal(first, decoded(codes=(codes + 30) % 60))
@@ -122,7 +128,7 @@ def test_what_is_decoded_depends_on_seed_speaker_and_codes_alone():
 
 
 def test_the_cache_gives_the_samples_of_full_recomputation():
-    model = small("fsq").double()
+    model = listening(small("fsq")).double()
     codes = model.encode(sound(16).double())
     found = model.decode(codes, SPEAKERS, generator=torch.Generator().manual_seed(2))
     uniforms = torch.rand(4, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))

@@ -30,8 +30,7 @@ class TestVideoPixelCNN(PriorContract):
     sampled_shapes = ((3, 2, 3), (2, 3, 2))
     variants: ClassVar = {
         "dilated": {},
-        "undilated": {"frame_layers": 3, "frame_cycle": 1},
-        "kernel-5": {"kernel_size": 5, "layers": 1},
+        "undilated": {"frame_cycle": 1, "kernel_size": 5, "layers": 1},
     }
     shallow: ClassVar = {"layers": 1, "frame_layers": 1, "frame_cycle": 1}
 
@@ -106,7 +105,7 @@ def test_learns_that_nothing_moves():
     sizes = {"channels": 12, "layers": 1, "frame_channels": 12, "frame_layers": 1}
     prior = VideoPixelCNN(VideoPixelCNNConfig(4, dropout=0, code_dropout=0, **sizes))
     optimizer = torch.optim.Adam(prior.parameters(), 0.01)
-    for _ in range(80):
+    for _ in range(60):
         still = torch.randint(4, (16, 1, 3, 3)).expand(-1, 3, -1, -1)
         optimizer.zero_grad()
         prior.nll(still).mean().backward()

@@ -28,7 +28,6 @@ class TestWaveNet(PriorContract):
     shapes = ((29,), (13,), (2,))
     sampled_shapes = ((29,), (13,))
     variants: ClassVar = {
-        "one-cycle": {},
         "two-cycles": {"layers": 8, "cycle": 4},
         "kernel-3": {"kernel_size": 3, "layers": 4},
     }
