@@ -26,6 +26,8 @@ from fastvq import _checks, _native
 
 NAMES = ("native", "triton", "reference")  # in order of preference
 AUTOMATIC = "auto"
+# what csrc/cuda has; the search takes few channels, and says so
+_NATIVE_ON_CUDA = ("nearest", "quantize", "quantize_backward", "statistics")
 
 # a process-wide choice: autograd runs backward in threads of its own, which a thread-local
 # or context-local choice would not reach
@@ -61,7 +63,10 @@ class BackendStatus(NamedTuple):
 
 def register(op: str, package: str) -> None:
     """Enters the three rows of ``op``, whose implementations live in ``package``."""
-    _table[op, "native"] = Row(functools.partial(_compiled, op), _native_unavailable, ("cpu",))
+    # on cuda, triton comes first until a measurement says that native is faster there
+    _table[op, "native"] = Row(
+        functools.partial(_compiled, op), functools.partial(_native_unavailable, op), ("cpu",)
+    )
     _table[op, "triton"] = Row(
         functools.partial(_launcher, f"{package}._triton", op), _triton_unavailable, ("cuda",)
     )
@@ -189,15 +194,20 @@ def _reference_unavailable(device: str) -> str | None:
     return None
 
 
-def _native_unavailable(device: str) -> str | None:
+def _native_unavailable(op: str, device: str) -> str | None:
+    if device == "cuda":
+        if op not in _NATIVE_ON_CUDA:
+            return f"its kernels for cuda are {', '.join(_NATIVE_ON_CUDA)}"
+        return _native.cuda_reason() or (None if _cuda_available() else "no CUDA device is visible")
     if device != "cpu":
-        return f"it takes cpu tensors, got {device}"
+        return f"it takes cpu and cuda tensors, got {device}"
     return _native.reason()
 
 
 def _native_detail() -> str:
     level = torch.ops.fastvq_native.capability()
-    return f"compiled library for the cpu, instruction set in use: {level}"
+    on_cuda = _native.cuda_reason() or "on request, not yet measured"
+    return f"compiled library for the cpu, instruction set in use: {level}; for cuda: {on_cuda}"
 
 
 def _triton_unavailable(device: str) -> str | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds the compiled library, loads it on first use, and keeps the reason where it cannot.
+"""Finds the compiled libraries, loads them on first use, and keeps the reason where it cannot.
 
 A library that was not built is silent: the other backends do its work. One that is there and does
 not load is a fault and warns, once.
@@ -20,17 +20,31 @@ _FOLDER = Path(__file__).parent
 @functools.cache
 def reason() -> str | None:
     """Why the compiled library cannot be used; ``None`` where it can, and then it is loaded."""
-    library = next(filter(Path.is_file, _places()), None)
+    return _open("_C", "`FASTVQ_EXTENSION=require pip install ...` says what it lacked")
+
+
+@functools.cache
+def cuda_reason() -> str | None:
+    """Why the kernels for CUDA cannot be used; ``None`` where they can, and then they are loaded.
+
+    They are a library of their own, which adds them to the ops of the first one.
+    """
+    if torch.version.cuda is None:
+        return "this torch is built without CUDA"
+    return reason() or _open(
+        "_C_cuda", "it takes nvcc, and `FASTVQ_CUDA=require pip install ...` says what it lacked"
+    )
+
+
+def _open(name: str, advice: str) -> str | None:
+    library = next(filter(Path.is_file, _places(name)), None)
     if library is None:
-        return (
-            "it was not built when fastvq was installed; "
-            "`FASTVQ_EXTENSION=require pip install ...` says what it lacked"
-        )
+        return f"it was not built when fastvq was installed; {advice}"
     try:
         torch.ops.load_library(library)
     except OSError as error:
         fault = f"{library} does not load: {error}"
-        warnings.warn(f"fastvq: {fault}", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"fastvq: {fault}", RuntimeWarning, stacklevel=3)
         return fault
     return None
 
@@ -46,5 +60,5 @@ def load() -> None:
         raise ImportError(f"the compiled library of fastvq cannot be used: {missing}")
 
 
-def _places() -> list[Path]:
-    return [_FOLDER / f"_C{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
+def _places(name: str) -> list[Path]:
+    return [_FOLDER / f"{name}{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]

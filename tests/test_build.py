@@ -15,6 +15,8 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 from setuptools import Extension
+from setuptools.command.build_ext import build_ext
+from setuptools.dist import Distribution
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -31,14 +33,18 @@ backend = _load(ROOT / "build_backend" / "fastvq_build.py")
 
 COMPLETE = setup.Machine(
     request="",
-    torch=SimpleNamespace(CppExtension=Extension),
+    cuda_request="",
+    torch=SimpleNamespace(CppExtension=Extension, BuildExtension=build_ext),
     torch_missing="",
+    torch_cuda="13.0",
+    nvcc="/usr/local/cuda/bin/nvcc",
     compiler="g++",
     compiler_found=True,
     python_headers=True,
     stable_abi=True,
     platform="linux",
     sources=["csrc/registration.cpp", "csrc/cpu/nearest.cpp"],
+    cuda_sources=["csrc/cuda/module.cpp", "csrc/cuda/nearest.cu"],
 )
 
 LACKING = {
@@ -49,10 +55,15 @@ LACKING = {
     "stable abi": ({"stable_abi": False}, "free-threaded"),
     "platform": ({"platform": "win32"}, "MSVC"),
 }
+LACKING_FOR_CUDA = {
+    "switched off": ({"cuda_request": "0"}, "FASTVQ_CUDA=0"),
+    "a torch with CUDA": ({"torch_cuda": None}, "this torch is built without CUDA"),
+    "nvcc": ({"nvcc": None}, "nvcc was not found"),
+}
 
 
-def test_a_complete_machine_builds_the_extension():
-    (extension,), reasons = setup.plan(COMPLETE)
+def test_a_complete_machine_builds_the_extensions():
+    (extension, cuda), reasons = setup.plan(COMPLETE)
     assert reasons == []
     assert extension.name == "fastvq._C"
     assert extension.sources == COMPLETE.sources
@@ -60,14 +71,28 @@ def test_a_complete_machine_builds_the_extension():
     assert "-DTORCH_TARGET_VERSION=0x020a000000000000" in extension.extra_compile_args
     # a binary is built on one machine and runs on many
     assert not any(flag.startswith("-march") for flag in extension.extra_compile_args)
+    assert cuda.name == "fastvq._C_cuda"
+    assert [*cuda.sources, *cuda.depends] == COMPLETE.cuda_sources
+    assert cuda.py_limited_api
+    assert cuda.optional
 
 
 @pytest.mark.parametrize(("changed", "said"), LACKING.values(), ids=LACKING)
 def test_what_is_lacking_is_said_in_one_line(changed, said):
     extensions, reasons = setup.plan(COMPLETE._replace(**changed))
     assert extensions == []
-    (reason,) = reasons
+    reason, of_cuda = reasons
     assert reason.startswith("fastvq._C (kernels for the CPU) is not built: ")
+    assert said in reason
+    assert of_cuda.endswith("is not built: it needs fastvq._C")
+    assert "\n" not in reason + of_cuda
+
+
+@pytest.mark.parametrize(("changed", "said"), LACKING_FOR_CUDA.values(), ids=LACKING_FOR_CUDA)
+def test_what_cuda_lacks_leaves_the_cpu_its_kernels(changed, said):
+    (extension,), (reason,) = setup.plan(COMPLETE._replace(**changed))
+    assert extension.name == "fastvq._C"
+    assert reason.startswith("fastvq._C_cuda (kernels for NVIDIA GPUs) is not built: ")
     assert said in reason
     assert "\n" not in reason
 
@@ -81,18 +106,72 @@ def test_require_turns_a_reason_into_an_error(lacking):
 
 def test_require_is_content_with_a_complete_machine():
     extensions, reasons = setup.plan(COMPLETE._replace(request="require"))
-    assert len(extensions) == 1
+    assert not any(extension.optional for extension in extensions)
+    assert len(extensions) == 2
     assert reasons == []
 
 
-def test_an_unknown_request_is_refused():
-    with pytest.raises(SystemExit, match="must be 0 or require, got 'yes'"):
-        setup.plan(COMPLETE._replace(request="yes"))
+def test_require_asks_no_cuda_of_a_torch_without_it():
+    for nvcc in (None, "nvcc"):
+        machine = COMPLETE._replace(request="require", torch_cuda=None, nvcc=nvcc)
+        assert len(setup.plan(machine)[0]) == 1
+    without = COMPLETE._replace(request="require", nvcc=None)
+    with pytest.raises(SystemExit, match=r"FASTVQ_EXTENSION=require: .*nvcc was not found"):
+        setup.plan(without)
+    assert len(setup.plan(without._replace(cuda_request="0"))[0]) == 1
+
+
+def test_cuda_can_be_required_of_any_torch():
+    machine = COMPLETE._replace(cuda_request="require", torch_cuda=None)
+    _, cuda = setup.plan(machine)[0]
+    assert not cuda.optional
+    with pytest.raises(SystemExit, match=r"FASTVQ_CUDA=require: .*nvcc was not found"):
+        setup.plan(machine._replace(nvcc=None))
+
+
+@pytest.mark.parametrize(
+    ("field", "name"), [("request", "FASTVQ_EXTENSION"), ("cuda_request", "FASTVQ_CUDA")]
+)
+def test_an_unknown_request_is_refused(field, name):
+    with pytest.raises(SystemExit, match=f"{name} must be 0 or require, got 'yes'"):
+        setup.plan(COMPLETE._replace(**{field: "yes"}))
+
+
+@pytest.fixture
+def nvcc_that_fails(tmp_path) -> str:
+    """Knows one architecture and compiles nothing."""
+    script = tmp_path / "nvcc"
+    script.write_text('#!/bin/sh\n[ "$1" = --list-gpu-code ] && echo sm_90 || exit 3\n')
+    script.chmod(0o755)
+    return str(script)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the compiler is a shell script")
+def test_cuda_that_does_not_compile_fails_alone(nvcc_that_fails, tmp_path, capfd):
+    machine = COMPLETE._replace(nvcc=nvcc_that_fails)
+    build = setup.builder(machine)(Distribution())
+    build.build_temp = str(tmp_path)
+    _, cuda = setup.plan(machine)[0]
+    build.build_extension(cuda)
+    assert "fastvq._C_cuda (kernels for NVIDIA GPUs) is not built: " in capfd.readouterr().err
+    cuda.optional = False
+    with pytest.raises(subprocess.CalledProcessError):
+        build.build_extension(cuda)
+
+
+def test_the_kernels_are_compiled_for_each_generation_and_for_those_to_come():
+    command = setup.nvcc_command("nvcc", "a.cu", "a.o", ["/torch"], (80, 90))
+    assert [flag for flag in command if flag.startswith("-gencode")] == [
+        "-gencode=arch=compute_80,code=sm_80",
+        "-gencode=arch=compute_90,code=sm_90",
+        "-gencode=arch=compute_90,code=compute_90",
+    ]
+    assert "-DTORCH_TARGET_VERSION=0x020a000000000000" in command
 
 
 def test_the_sources_exist():
-    sources = [ROOT / source for source in setup.sources(ROOT)]
-    assert len(sources) >= 2
+    sources = [ROOT / source for source in (*setup.sources(ROOT), *setup.cuda_sources(ROOT))]
+    assert {source.parent.name for source in sources} == {"csrc", "cpu", "cuda"}
     assert all(source.is_file() for source in sources)
 
 
