@@ -18,6 +18,7 @@ import fastvq
 from benchmarks.gpu import rivals
 from benchmarks.gpu.running import Skip, Work
 from benchmarks.gpu.setting import (
+    NARROW_SHAPES,
     RESIDUAL_SHAPE,
     SEARCH_SHAPES,
     STEP_SHAPES,
@@ -40,7 +41,8 @@ def search_works(setting: Setting) -> Iterator[Work]:
     yield Work("device rates", _rates)
     ours: Known = {}
     shapes = SEARCH_SHAPES[:2] if setting.quick else SEARCH_SHAPES + WIDE_SHAPES
-    for shape in shapes:
+    narrow = () if setting.quick else NARROW_SHAPES
+    for shape in shapes + narrow:
         for dtype in DTYPES:
             for backend in setting.backends[:-1]:
                 name = f"{_by(shape)} {_short(dtype)} fastvq {backend}"

@@ -24,6 +24,8 @@ SEARCH_SHAPES = (
 )
 # the wide vectors that the shapes above leave out
 WIDE_SHAPES = ((65536, 8192, 512), (65536, 8192, 1024))
+# so few channels that products of matrices are mostly padding: what csrc/cuda searches directly
+NARROW_SHAPES = ((1 << 20, 1024, 1), (1 << 20, 1024, 2), (1 << 20, 1024, 4))
 # (levels, N, K, D) of a codec
 RESIDUAL_SHAPE = (8, 150000, 1024, 128)
 STEP_SHAPES = ((65536, 512, 64), (65536, 8192, 256))

@@ -16,9 +16,9 @@ from fastvq.training import ModelTraining, PriorTraining, runs
 
 # a decoder of 17 levels over few codes: what a code costs the prior, it must save the decoder
 LIKELIHOOD_MODEL = VQVAEConfig(
-    hidden_channels=96, strides=(2, 2), likelihood="softmax", levels=17, commitment_weight=0.02
+    strides=(2, 2), likelihood="softmax", levels=17, commitment_weight=0.02
 )
-LIKELIHOOD_TRAINING = ModelTraining(steps=2000, rotate=8.0, zoom=0.1, shift=0.5)
+LIKELIHOOD_TRAINING = ModelTraining(steps=1200, rotate=8.0, zoom=0.1, shift=0.5)
 PRIOR = GatedPixelCNNConfig(64, 10, dropout=0.1, code_dropout=0.1)
 PRIOR_TRAINING = PriorTraining(steps=600)
 _COPIES = 16

@@ -16,7 +16,12 @@ from fastvq.training.kinds import ModelConfig
 
 # 9 bits for 4x4 pixels are 0.5625 bits per pixel
 ONE_LEVEL = VQVAEConfig(
-    in_channels=3, hidden_channels=96, strides=(2, 2), codebook_size=512, codebook_dim=64
+    in_channels=3,
+    hidden_channels=96,
+    strides=(2, 2),
+    codebook_size=512,
+    codebook_dim=64,
+    decay=0.95,
 )
 # 7 bits for 4x4 and 7 for 8x8 pixels are 0.547: a little less
 TWO_LEVELS = VQVAE2Config(
@@ -25,8 +30,11 @@ TWO_LEVELS = VQVAE2Config(
     strides=((2, 2), (2,)),
     codebook_size=128,
     codebook_dim=64,
+    decay=0.95,
 )
-TRAINING = ModelTraining(steps=2500, batch_size=32, learning_rate=1e-3, validate_every=500)
+TRAINING = ModelTraining(
+    steps=4000, batch_size=32, learning_rate=2e-3, precision="bfloat16", validate_every=500
+)
 
 
 def measure(out: Path, name: str, model: ModelConfig, seed: int) -> dict[str, Any]:

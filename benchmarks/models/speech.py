@@ -23,14 +23,22 @@ from fastvq.training import ModelTraining, media, metrics
 
 MODEL = WaveNetVQVAEConfig(
     num_speakers=6,
-    hidden_channels=128,
+    hidden_channels=64,
     residual_blocks=2,
     codebook_size=512,
-    codebook_dim=64,
+    codebook_dim=32,
     commitment_weight=0.05,
+    decay=0.95,
+    wavenet_channels=48,
+    wavenet_gate_channels=48,
+    wavenet_skip_channels=96,
+    wavenet_layers=16,
+    wavenet_cycle=8,
 )
 RATE, LENGTH = 8000, 4096
-TRAINING = ModelTraining(steps=1500, batch_size=8, learning_rate=1e-3, validate_every=500)
+TRAINING = ModelTraining(
+    steps=900, batch_size=4, learning_rate=2e-3, precision="bfloat16", validate_every=300
+)
 _HEARD = 12
 _TEST_INDICES = 5
 _WINDOW, _HOP = 256, 64
