@@ -13,6 +13,8 @@ from fastvq import training
 from fastvq.training import Codes, TrainedPrior, runs
 from fastvq.training.kinds import MODELS
 
+DEFAULT_MODEL = "vqvae"
+_OTHERS = [name for name in MODELS if name != DEFAULT_MODEL]
 Run = Annotated[Path, typer.Argument(help="Folder of a trained VQ-VAE.", show_default=False)]
 Data = Annotated[
     str | None,
@@ -25,7 +27,9 @@ Source = Annotated[
         "files or videos, MNIST's or CIFAR's files, an .npy or .npz file."
     ),
 ]
-Model = Annotated[str, typer.Option(help=f"{' or '.join(MODELS)}.")]
+Model = Annotated[
+    str | None, typer.Option(help=f"{DEFAULT_MODEL} (the default) or {' or '.join(_OTHERS)}.")
+]
 Split = Annotated[str, typer.Option(help="train, validation, test or all.")]
 Config = Annotated[Path | None, typer.Option(help="TOML file of settings.")]
 Set = Annotated[

@@ -9,9 +9,20 @@ from typing import Annotated, Any
 
 import typer
 
-from fastvq import _config, training
+from fastvq import _checks, _config, training
 from fastvq.cli import settings
-from fastvq.cli.options import Config, Copies, Model, Resume, Run, Set, Source, encoded, report
+from fastvq.cli.options import (
+    DEFAULT_MODEL,
+    Config,
+    Copies,
+    Model,
+    Resume,
+    Run,
+    Set,
+    Source,
+    encoded,
+    report,
+)
 from fastvq.data import DataConfig, ExampleSet
 from fastvq.priors import KINDS, LevelContextConfig
 from fastvq.training import Codes, ModelTraining, PriorTraining, runs
@@ -24,14 +35,14 @@ Out = Annotated[Path, typer.Option(help="Folder of the run.", show_default=False
 def train(
     out: Out,
     data: Source = None,
-    model: Model = "vqvae",
+    model: Model = None,
     config: Config = None,
     set_: Set = None,
     resume: Resume = False,
 ) -> None:
     """Train a VQ-VAE. Settings are data.*, model.* and training.*, see the README."""
     if resume:
-        _refuse_settings(data, config, set_)
+        _refuse_settings(data, model, config, set_)
         training.resume_model(out, report=report)
         return
     read, make, how = _settings(data, model, config, set_)
@@ -66,16 +77,19 @@ def train_prior(
     """
     if resume:
         _refuse_settings(codes, copies, kind, config, set_)
-        for folder in [out] if out is not None else runs.prior_folders(run):
-            training.resume_prior(folder, report=report)
+        _resume_priors(run, level, out)
         return
-    grids = _codes(run, codes, copies)
-    levels = range(len(grids.grids)) if level is None else [level]
+    count = len(training.load_model(run).level_strides)
+    levels = range(count) if level is None else [level]
     if out is not None and len(levels) > 1:
         raise ValueError(f"--out is for one level of the {len(levels)}: give --level too")
+    folders = [out] if out is not None else [runs.prior_folder(run, each) for each in levels]
+    # before the data are encoded and anything is trained
+    for folder in folders:
+        runs.check(folder, {}, resume=False)
+    grids = _codes(run, codes, copies)
     name = kind or training.prior.default_kind(grids)
-    if name not in KINDS:
-        raise ValueError(f"--kind must be one of {', '.join(KINDS)}, got {name!r}")
+    _checks.one_of("--kind", name, KINDS)
     sections: dict[str, type] = {
         "model": KINDS[name].config,
         "above": LevelContextConfig,
@@ -83,11 +97,18 @@ def train_prior(
     }
     values = settings.read(sections, config, set_ or [])
     how = _config.from_dict(PriorTraining, values["training"], where="training")
-    for each in levels:
-        folder = out if out is not None else runs.prior_folder(run, each)
-        # what is set for the levels below says nothing of the top
-        above = values["above"] if each > 0 or len(levels) == 1 else {}
-        prior = training.prior_config_for(grids, each, name, values["model"], above)
+    configs = [
+        training.prior_config_for(
+            grids,
+            each,
+            name,
+            values["model"],
+            # what is set for the levels below says nothing of the top
+            values["above"] if each > 0 or len(levels) == 1 else {},
+        )
+        for each in levels
+    ]
+    for each, prior, folder in zip(levels, configs, folders, strict=True):
         training.train_prior(grids, prior, how, folder, level=each, report=report)
 
 
@@ -95,7 +116,7 @@ def experiment(
     name: Annotated[str, typer.Argument(help=f"{', '.join(EXPERIMENTS)}.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder of the runs, the table and the plot.")],
     data: Source = None,
-    model: Model = "vqvae",
+    model: Model = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each variant.")] = 3,
     config: Config = None,
     set_: Set = None,
@@ -111,11 +132,11 @@ def experiment(
 
 
 def _settings(
-    data: str | None, model: str, config: Path | None, set_: list[str] | None
+    data: str | None, model: str | None, config: Path | None, set_: list[str] | None
 ) -> tuple[DataConfig, Any, ModelTraining]:
     """Data, model (as a function of the data) and training, checked as far as can be yet."""
-    if model not in MODELS:
-        raise ValueError(f"--model must be one of {', '.join(MODELS)}, got {model!r}")
+    model = model or DEFAULT_MODEL
+    _checks.one_of("--model", model, MODELS)
     sections = {
         "data": DataConfig,
         "model": MODELS[model].config_class,
@@ -144,6 +165,24 @@ def _codes(run: Path, codes: Path | None, copies: int) -> Codes:
     grids = Codes.load(codes)
     grids.check_made_by(training.load_model(run))
     return grids
+
+
+def _resume_priors(run: Path, level: int | None, out: Path | None) -> None:
+    """Continues the priors of a run that have been begun, or one of them."""
+    if out is not None:
+        folders = [out]
+    elif level is not None:
+        folders = [runs.prior_folder(run, level)]
+    else:
+        folders = runs.prior_folders(run)
+    for folder in folders:
+        training.resume_prior(folder, report=report)
+    levels = len(training.load_model(run).level_strides)
+    if out is None and level is None and len(folders) < levels:
+        report(
+            f"of {levels} levels {len(folders)} have a prior; train the next with "
+            f"--level {len(folders)}"
+        )
 
 
 def _refuse_settings(*given: object) -> None:

@@ -14,9 +14,11 @@ It is filled under another name and renamed, so a run killed at any moment leave
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,26 +82,17 @@ def save(run: Path, parts: Parts, config: Any, state: State, *, keep: int) -> Pa
         config: of the model, a dataclass.
         state: where the run stands.
         keep: how many checkpoints stay, at least 1.
+
+    Raises:
+        OSError: the disk is full, or cannot be written to; the checkpoints before it stay.
     """
     root = run / FOLDER
     final = root / f"{_PREFIX}{state.step:08d}"
     temporary = root / f"{_UNFINISHED}{final.name}"
     _remove_unfinished(root)
     temporary.mkdir(parents=True)
-    _pretrained.save(temporary, parts.model, config)
-    tensors, groups = _optimizer_state(parts.optimizer)
-    if parts.averaged is not None:
-        own = parts.trained.state_dict()
-        tensors |= {f"{_TRAINED}{name}": tensor for name, tensor in own.items()}
-    _pretrained.save_tensors(temporary / "state.safetensors", tensors)
-    _files.write_json(
-        temporary / "state.json",
-        {
-            "format_version": FORMAT_VERSION,
-            "state": dataclasses.asdict(state),
-            "optimizer": groups,
-        },
-    )
+    with _whole(temporary):
+        _write(temporary, parts, config, state)
     if final.exists():
         _remove(final)
     os.replace(temporary, final)
@@ -117,6 +110,7 @@ def load(checkpoint: Path, parts: Parts) -> State:
         FileNotFoundError, ValueError: a file is missing, damaged, or of another model.
     """
     document = _read_state(checkpoint)
+    state = _state(document, checkpoint)
     tensors = _pretrained.load_tensors(checkpoint / "state.safetensors")
     _pretrained.load_weights(checkpoint, parts.model)
     if parts.averaged is not None:
@@ -133,7 +127,7 @@ def load(checkpoint: Path, parts: Parts) -> State:
         for group, mine in zip(document["optimizer"], own, strict=True)
     ]
     parts.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-    return _state(document, checkpoint)
+    return state
 
 
 def steps(run: Path) -> list[Path]:
@@ -160,6 +154,36 @@ def best(run: Path) -> Path:
     return run / FOLDER / f"{_PREFIX}{state.best_step:08d}"
 
 
+def _write(folder: Path, parts: Parts, config: Any, state: State) -> None:
+    _pretrained.save(folder, parts.model, config)
+    tensors, groups = _optimizer_state(parts.optimizer)
+    if parts.averaged is not None:
+        own = parts.trained.state_dict()
+        tensors |= {f"{_TRAINED}{name}": tensor for name, tensor in own.items()}
+    _pretrained.save_tensors(folder / "state.safetensors", tensors)
+    document = {
+        "format_version": FORMAT_VERSION,
+        "state": dataclasses.asdict(state),
+        "optimizer": groups,
+    }
+    _files.write_json(folder / "state.json", document)
+
+
+@contextlib.contextmanager
+def _whole(folder: Path) -> Iterator[None]:
+    """Deletes a folder that could not be filled."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except BaseException as error:
+        shutil.rmtree(folder)
+        # what safetensors makes of a full disk
+        if isinstance(error, SafetensorError):
+            raise OSError(f"{folder}: cannot be written ({error})") from error
+        raise
+
+
 def _read_state(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint / "state.json"
     document = _files.read_json(path)
@@ -168,6 +192,9 @@ def _read_state(checkpoint: Path) -> dict[str, Any]:
             f"{path}: format_version must be {FORMAT_VERSION}, "
             f"got {document.get('format_version')!r}"
         )
+    absent = [name for name in ("state", "optimizer") if name not in document]
+    if absent:
+        raise ValueError(f"{path}: {' and '.join(absent)} must be there, got {list(document)}")
     return document
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from fastvq.training.jitter import Jitter, jittered
 
 FORMAT_VERSION = 2
 SPLITS = Splits._fields
+_TENSORS = ("grids", "labels", "split")
 _KEYS = (
     "format_version",
     "codes_0",
@@ -69,6 +70,11 @@ class Codes:
     def __post_init__(self) -> None:
         if not self.grids:
             raise ValueError("grids must hold at least one level, got none")
+        if self.labels.ndim != 1 or self.split.shape != self.labels.shape:
+            raise ValueError(
+                f"labels and split must be [N], one per example, "
+                f"got {_checks.shape(self.labels)} and {_checks.shape(self.split)}"
+            )
         axes = len(self.size) + (self.codebooks > 1)
         for level, grid in enumerate(self.grids):
             if grid.ndim != 1 + axes or len(grid) != len(self.labels) or not len(grid):
@@ -77,11 +83,6 @@ class Codes:
                     f"N = {len(self.labels)}, at least 1, got {_checks.shape(grid)}"
                 )
             _check_range(f"codes of level {level}", grid, 0, self.codebook_size)
-        if self.labels.ndim != 1 or self.split.shape != self.labels.shape:
-            raise ValueError(
-                f"labels and split must be [N], one per example, "
-                f"got {_checks.shape(self.labels)} and {_checks.shape(self.split)}"
-            )
         _check_range("labels", self.labels, *((0, len(self.classes)) if self.classes else (-1, 0)))
         _check_range("split", self.split, 0, len(SPLITS))
 
@@ -140,9 +141,6 @@ class Codes:
             ValueError: not a whole file of codes, another format version, values out of range.
         """
         arrays = _read_npz(Path(path))
-        version = int(arrays["format_version"])
-        if version != FORMAT_VERSION:
-            raise ValueError(f"{path}: format_version must be {FORMAT_VERSION}, got {version}")
         names = {name: i for i, name in enumerate(SPLITS)}
         levels = sum(name.startswith("codes_") for name in arrays)
         try:
@@ -161,6 +159,16 @@ class Codes:
             )
         except (TypeError, KeyError, ValueError) as error:
             raise ValueError(f"{path}: not a file of codes: {error}") from error
+
+    def is_same(self, other: Codes) -> bool:
+        """Whether all that `save` writes is the same."""
+        ours, theirs = ((c.labels, c.split, *c.grids) for c in (self, other))
+        plain = [field.name for field in fields(self) if field.name not in _TENSORS]
+        return (
+            len(ours) == len(theirs)
+            and all(map(torch.equal, ours, theirs))
+            and all(getattr(self, name) == getattr(other, name) for name in plain)
+        )
 
     def check_made_by(self, model: Coder) -> None:
         """Raises ``ValueError`` unless the codes were made by exactly this model."""
@@ -250,6 +258,10 @@ def _read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
             arrays = {name: npz[name] for name in npz.files}
     except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: not a whole .npz file of codes ({error})") from error
+    # first, since another version may have other arrays
+    version = arrays.get("format_version")
+    if version is not None and not np.array_equal(version, FORMAT_VERSION):
+        raise ValueError(f"{path}: format_version must be {FORMAT_VERSION}, got {version}")
     missing = [key for key in _KEYS if key not in arrays]
     if missing:
         raise ValueError(f"{path}: not a file of codes: it lacks {', '.join(missing)}")

@@ -5,16 +5,18 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from fastvq.training import checkpoints
+from fastvq.training import checkpoints, records
 from fastvq.training.batches import Batches, Order
 from fastvq.training.processes import Processes
 from fastvq.training.progress import Progress, Report, Window
@@ -79,24 +81,26 @@ def fit(
         run: the folder that takes ``metrics.jsonl`` and ``checkpoints/``.
         processes: those that train together.
         resume: continue from the newest checkpoint, if there is one.
-        report: takes a line at the end, and at each validation where there is no progress bar.
+        report: takes a line at the end, and at each validation where there is no progress bar; of
+            the first process only.
 
     Returns:
         Where the run stands at its end.
 
     Raises:
-        FloatingPointError: the loss is no longer finite; the last checkpoint stays.
+        FloatingPointError: the loss or the validation score is no longer finite; the last
+            checkpoint stays.
     """
     parts = _parts(task, config)
     newest = checkpoints.latest(run) if resume else None
     state = checkpoints.State() if newest is None else checkpoints.load(newest, parts)
     stepper = _Stepper(task, parts, config, processes)
     window, started = Window(), time.monotonic() - state.seconds
-    quiet = report if processes.first else _nowhere
+    report = processes.reporting(report)
     with (
         MetricsLog(run, after=state.step, enabled=processes.first, tensorboard=config.tensorboard)
         as log,
-        Progress(config.steps, state.step, quiet, enabled=processes.first) as progress,
+        Progress(config.steps, state.step, report, enabled=processes.first) as progress,
         Batches(task.batch, stepper.order, processes, config) as batches,
     ):  # fmt: skip
         while state.step < config.steps and not _is_stale(state, config):
@@ -105,21 +109,37 @@ def fit(
             progress.step()
             due = state.step % config.validate_every == 0 or state.step == config.steps
             if due or state.step % config.log_every == 0:
-                log.write(state.step, "train", processes.mean(window.take(state.step)))
+                # of all processes, so that all of them stop
+                means = processes.mean(window.take())
+                _check_finite("loss", means["loss"], state.step)
+                log.write(state.step, "train", means)
             if due:
                 metrics = processes.by_first(lambda: _validate(task, parts.model))
+                _check_finite(f"validation {task.score}", metrics[task.score], state.step)
                 log.write(state.step, "validation", metrics)
                 state = _judged(state, metrics[task.score], time.monotonic() - started)
                 progress.note(
                     f"validation {task.score} {metrics[task.score]:.5g}", best=state.stale == 0
                 )
-                if processes.first:
-                    checkpoints.save(run, parts, task.config, state, keep=config.keep)
-    quiet(
+                save = partial(checkpoints.save, run, parts, task.config, state, keep=config.keep)
+                processes.by_first(save)
+    report(
         f"best validation {task.score} {state.best_score:.5g} at step {state.best_step} "
         f"of {state.step}, {state.seconds:.0f} s"
     )
     return state
+
+
+def check(config: TrainingConfig, examples: int, processes: Processes) -> None:
+    """Finds out before a run has begun what `fit` could not go on with.
+
+    Raises:
+        ValueError: a batch cannot be shared equally by the processes.
+        ModuleNotFoundError: TensorBoard is asked for and absent.
+    """
+    processes.share(Order(examples, config.batch_size, config.seed).positions(0))
+    if config.tensorboard:
+        records.board_class()
 
 
 @contextlib.contextmanager
@@ -232,5 +252,8 @@ def _is_stale(state: checkpoints.State, config: TrainingConfig) -> bool:
     return config.patience > 0 and state.stale >= config.patience
 
 
-def _nowhere(_: str) -> None:
-    """The report of a process that has nothing to say."""
+def _check_finite(what: str, value: float, step: int) -> None:
+    if not math.isfinite(value):
+        raise FloatingPointError(
+            f"the {what} is {value} at step {step}: a lower learning_rate may help"
+        )

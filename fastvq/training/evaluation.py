@@ -9,7 +9,7 @@ from typing import Any
 
 from fastvq.data import ExampleSet, Splits
 from fastvq.models import Coder
-from fastvq.priors import entropy_bits, per_position_bits
+from fastvq.priors import per_position_bits
 from fastvq.training import metrics
 from fastvq.training.codes import check_fingerprint, flat
 from fastvq.training.prior import TrainedPrior, prior_bits
@@ -36,8 +36,8 @@ def evaluate(
         - ``mse``, ``psnr``, ``nmse`` (mse over the variance of the training split), null where a
           reconstruction is drawn sample by sample;
         - ``bits``, of one example: ``nominal`` (codes times log2 K), ``order0`` and
-          ``per_position`` (entropies of the histograms of these very codes, of all and of each
-          position, which a prior must beat), and ``prior`` where every level has one;
+          ``per_position`` (entropies of the histograms of these very codes, of each codebook and
+          of each position, which a prior must beat), and ``prior`` where every level has one;
         - ``bits_per_pixel``: the same over the pixels of an image or samples of a signal;
         - ``bits_per_dim`` for a discrete likelihood: ``reconstruction`` alone, and with the bits of
           the codes added ``nominal`` and, where every level has one, ``prior``: bounds from above
@@ -62,7 +62,7 @@ def evaluate(
             "grid": list(grid.shape[1:]),
             **use._asdict(),
             "bits_per_code": {
-                "order0": entropy_bits(flattened, found.codebook_size),
+                "order0": metrics.order0_bits(grid, found.codebook_size, model.config.codebooks),
                 "per_position": per_position_bits(flattened, found.codebook_size),
             }
             | ({"prior": priced[level]} if level in priced else {}),

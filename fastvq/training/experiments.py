@@ -23,6 +23,8 @@ RESULT_NAME = "result.json"
 TABLE_NAME = "table.md"
 PLOT_NAME = "plot.png"
 REPORT_NAME = "experiment.json"
+# what variants may be judged by, in words
+_SCORES = {"mse": "MSE", "bits_per_dim": "bits per dim"}
 
 
 @dataclass(frozen=True)
@@ -121,27 +123,35 @@ def run_experiment(
         median, the least and the largest of each figure over the seeds.
 
     Raises:
-        ValueError: an unknown experiment, or a setting that no model takes.
+        ValueError: an unknown experiment, a setting that no model takes, no test data, or runs in
+            ``out`` that were started with other settings.
     """
     _checks.one_of("experiment", name, EXPERIMENTS)
     _checks.positive("seeds", seeds)
     experiment, folder = EXPERIMENTS[name], Path(out)
+    splits = datasets.load(data, report=report)
+    splits.part("test")
     if not isinstance(model, ModelConfig):
-        model = model(datasets.load(data, report=report).train)
+        model = model(splits.train)
     variants = {label: _varied(model, fields) for label, fields in experiment.variants.items()}
+    each_seed = [replace(training, seed=training.seed + offset) for offset in range(seeds)]
+    for label, variant in variants.items():
+        for how in each_seed:
+            settings = runs.model_settings(data, variant, how)
+            runs.check(_folder(folder, label, how), settings, resume=True)
     rows = {}
     for label, variant in variants.items():
         found = []
-        for seed in range(training.seed, training.seed + seeds):
-            run = folder / label.replace(" ", "-") / f"seed-{seed}"
-            report(f"{experiment.title}: {label}, seed {seed}")
-            found.append(_measured(data, variant, replace(training, seed=seed), run, report))
+        for how in each_seed:
+            report(f"{experiment.title}: {label}, seed {how.seed}")
+            found.append(_measured(data, variant, how, _folder(folder, label, how), report))
         rows[label] = {figure: _spread([each[figure] for each in found]) for figure in found[0]}
+    figure = _score(rows)
     document = {
         "experiment": name,
         "title": experiment.title,
         "claim": experiment.claim,
-        "finding": _finding(rows),
+        "finding": _finding(rows, seeds),
         "seeds": seeds,
         "variants": rows,
     }
@@ -149,7 +159,10 @@ def run_experiment(
     with _files.replacing(folder / TABLE_NAME) as temporary:
         temporary.write_text(table(document), encoding="utf-8")
     pictures.spreads(
-        experiment.title, {label: row["mse"] for label, row in rows.items()}, folder / PLOT_NAME
+        experiment.title,
+        {label: row[figure] for label, row in rows.items()},
+        folder / PLOT_NAME,
+        figure=f"test {_SCORES[figure]}",
     )
     return document
 
@@ -165,7 +178,7 @@ def table(document: Mapping[str, Any]) -> str:
         "",
         f"**Finding.** {document['finding']}",
         "",
-        f"Test split, median of {document['seeds']} seeds, the range in parentheses.",
+        f"Test split, median of the seeds ({document['seeds']}), the range in parentheses.",
         "",
         f"| variant | {' | '.join(figures)} |",
         f"|{'---|' * (len(figures) + 1)}",
@@ -199,34 +212,44 @@ def _measured(
     resume = (run / runs.RUN_NAME).is_file()
     trained = train_model(data, model, training, run, resume=resume, report=report)
     found = evaluate(trained, runs.load_data(run, trained, report=report))
-    figures = {
-        "mse": found["mse"],
-        "psnr": found["psnr"],
-        "perplexity": found["levels"][0]["perplexity"],
-        "codes_used": found["levels"][0]["codes_used"],
-        "bits_per_pixel": found["bits_per_pixel"]["nominal"],
-    }
+    # a decoder that draws sample by sample has no error
+    figures = {name: found[name] for name in ("mse", "psnr") if found[name] is not None}
+    for number, level in enumerate(found["levels"]):
+        suffix = f"_{number}" if len(found["levels"]) > 1 else ""
+        figures |= {f"{name}{suffix}": level[name] for name in ("perplexity", "codes_used")}
+    figures["bits_per_pixel"] = found["bits_per_pixel"]["nominal"]
     if "bits_per_dim" in found:
         figures["bits_per_dim"] = found["bits_per_dim"]["nominal"]
     _files.write_json(run / RESULT_NAME, figures)
     return figures
 
 
+def _folder(experiment: Path, label: str, training: ModelTraining) -> Path:
+    """The run of a variant with a seed."""
+    return experiment / label.replace(" ", "-") / f"seed-{training.seed}"
+
+
+def _score(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """The figure that the variants are judged by: the first that all models of this kind have."""
+    return next(name for name in _SCORES if name in next(iter(rows.values())))
+
+
 def _spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "least": min(values), "largest": max(values)}
 
 
-def _finding(rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+def _finding(rows: Mapping[str, Mapping[str, Mapping[str, float]]], seeds: int) -> str:
     """What the figures say, by arithmetic alone."""
-    medians = {label: row["mse"]["median"] for label, row in rows.items()}
+    figure = _score(rows)
+    medians = {label: row[figure]["median"] for label, row in rows.items()}
     best, worst = min(medians, key=medians.__getitem__), max(medians, key=medians.__getitem__)
     # the noise that a difference has to stand out from
-    noise = max((row["mse"]["largest"] - row["mse"]["least"]) / row["mse"]["median"]
-                for row in rows.values())  # fmt: skip
+    spreads = [row[figure] for row in rows.values()]
+    noise = max((each["largest"] - each["least"]) / each["median"] for each in spreads)
+    known = f"seeds alone move it by up to {noise:.0%}" if seeds > 1 else "one seed tells no noise"
     return (
-        f"Test MSE is least at {best} ({medians[best]:.5f}) and largest at {worst} "
-        f"({medians[worst]:.5f}), {medians[worst] / medians[best] - 1:.0%} more; seeds alone move "
-        f"it by up to {noise:.0%}."
+        f"Test {_SCORES[figure]} is least at {best} ({medians[best]:.5f}) and largest at {worst} "
+        f"({medians[worst]:.5f}), {medians[worst] / medians[best] - 1:.0%} more; {known}."
     )
 
 

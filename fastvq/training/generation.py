@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastvq import _checks
 from fastvq.data import ExampleSet
-from fastvq.models import Coder
+from fastvq.models import Coder, WaveNetVQVAE
 from fastvq.priors import sample
 from fastvq.training import metrics
 from fastvq.training.codes import Codes, check_fingerprint, unflat
@@ -46,7 +46,8 @@ def sample_examples(
         ``None`` for priors without classes.
 
     Raises:
-        ValueError: a prior is missing or of another model, or a class is unknown.
+        ValueError: a prior is missing or of another model, the classes of two priors differ, a
+            class is unknown, or a decoder that is told who speaks would not be.
     """
     _check_priors(model, priors)
     _checks.positive("count", count)
@@ -114,6 +115,15 @@ def _check_priors(model: Coder, priors: Sequence[TrainedPrior]) -> None:
         )
     for trained in priors:
         check_fingerprint("the codes of the prior", trained.fingerprint, model)
+    known = {trained.classes for trained in priors if trained.classes}
+    if len(known) > 1:
+        raise ValueError(f"priors must have the same classes, got {sorted(known)}")
+    if isinstance(model, WaveNetVQVAE):
+        wanted, speakers = model.config.num_speakers, sum(map(len, known))
+        if wanted not in (None, speakers):
+            raise ValueError(
+                f"priors must have the {wanted} speakers of the model as classes, got {speakers}"
+            )
 
 
 def _labels(

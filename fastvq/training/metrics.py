@@ -13,7 +13,7 @@ from torch import Tensor
 from fastvq.data import ExampleSet
 from fastvq.models import AutoEncoder, Coder, WaveNetVQVAE
 from fastvq.models.likelihoods import Discrete
-from fastvq.priors import entropy_bits
+from fastvq.priors import per_position_bits
 
 # values at a time in evaluation, at least one example; bounds the memory, and fixes the order of
 # summation
@@ -22,12 +22,13 @@ _EXAMPLES = 256
 
 
 class Use(NamedTuple):
-    """How the codes of a whole split use a codebook.
+    """How the codes of a whole split use a codebook, or the G codebooks of a level.
 
     Attributes:
-        perplexity: exp of the entropy of the histogram of the codes; 1 to K.
-        codes_used: codes that occur at all.
-        largest_share: share of the most frequent code.
+        perplexity: exp of the entropy of the histogram of the codes; 1 to K. Of several codebooks
+            exp of the mean of their entropies.
+        codes_used: codes that occur at all, at most G K.
+        largest_share: share of the most frequent code in its codebook.
     """
 
     perplexity: float
@@ -68,11 +69,17 @@ def psnr(mse: float) -> float:
     return -10 * math.log10(mse) if mse > 0 else math.inf
 
 
-def use(codes: Tensor, codebook_size: int) -> Use:
-    """The use of a codebook by int64 ``codes`` of any shape, at least one."""
-    counts = torch.bincount(codes.flatten().cpu(), minlength=codebook_size)
-    perplexity = 2 ** entropy_bits(codes.cpu(), codebook_size)
-    return Use(perplexity, int((counts > 0).sum()), float(counts.max() / counts.sum()))
+def use(codes: Tensor, codebook_size: int, codebooks: int = 1) -> Use:
+    """The use of codebooks by int64 ``codes``, at least one, of G codebooks ``[..., G]``."""
+    books = codes.cpu().reshape(-1, codebooks)
+    counts = torch.stack([torch.bincount(book, minlength=codebook_size) for book in books.T])
+    perplexity = 2 ** order0_bits(codes, codebook_size, codebooks)
+    return Use(perplexity, int((counts > 0).sum()), float(counts.max() / len(books)))
+
+
+def order0_bits(codes: Tensor, codebook_size: int, codebooks: int = 1) -> float:
+    """Entropy of the histogram of all codes, averaged over the codebooks of ``codes [..., G]``."""
+    return per_position_bits(codes.cpu().reshape(-1, codebooks), codebook_size)
 
 
 @torch.no_grad()
@@ -83,8 +90,8 @@ def evaluate_reconstruction(model: Coder, examples: ExampleSet) -> Reconstructio
         model: on any device.
         examples: padded to multiples of the model's stride.
     """
+    config, parts = model.config, []
     squared = nats = 0.0
-    parts = []
     for positions, batch in batches(examples):
         found = _measured(model, batch, examples, positions)
         squared, nats = squared + found.squared, nats + found.nats
@@ -101,8 +108,8 @@ def evaluate_reconstruction(model: Coder, examples: ExampleSet) -> Reconstructio
         None if reconstruction is None else reconstruction + bits / (examples.channels * pixels),
         bits,
         bits / pixels,
-        tuple(use(grid, model.config.codebook_size) for grid in joined(parts)),
-        codebook_size=model.config.codebook_size,
+        tuple(use(grid, config.codebook_size, config.codebooks) for grid in joined(parts)),
+        codebook_size=config.codebook_size,
         examples=len(examples),
     )
 

@@ -72,6 +72,7 @@ def train_model(
         model = train_model(DataConfig(), VQVAEConfig(), ModelTraining(steps=500), "runs/digits")
     """
     processes = launched()
+    report = processes.reporting(report)
     device = resolve_device(training.device, processes.local)
     splits = datasets.load(data, report=report)
     if not isinstance(model, ModelConfig):
@@ -82,6 +83,7 @@ def train_model(
         raise ValueError(f"rotate, zoom and shift must be 0 for {splits.train.kind}")
     for split in ("train", "validation"):
         splits.part(split)
+    engine.check(training, len(splits.train), processes)
     run = Path(out)
     settings = runs.model_settings(data, model, training)
     with together(processes, device), engine.seeded(training.seed, device):

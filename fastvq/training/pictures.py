@@ -147,21 +147,26 @@ def save_picture(picture: Image, path: str | os.PathLike[str]) -> None:
 
 
 def spreads(
-    title: str, rows: Mapping[str, Mapping[str, float]], path: str | os.PathLike[str]
+    title: str,
+    rows: Mapping[str, Mapping[str, float]],
+    path: str | os.PathLike[str],
+    *,
+    figure: str,
 ) -> None:
-    """Draws the median and the range of the test MSE of each variant of an experiment into a PNG.
+    """Draws the median and the range of a figure of each variant of an experiment into a PNG.
 
     Args:
         title: what was varied.
         rows: variant -> ``median``, ``least`` and ``largest``.
         path: the PNG.
+        figure: what the values are, for the axis.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    drawing = Figure(figsize=(6.4, 3.6), layout="constrained")
+    FigureCanvasAgg(drawing)
+    axes = drawing.subplots()
     medians = [row["median"] for row in rows.values()]
     ranges = [
         [row["median"] - row["least"] for row in rows.values()],
@@ -169,7 +174,7 @@ def spreads(
     ]
     axes.errorbar(range(len(rows)), medians, yerr=ranges, fmt="o-", capsize=4)
     axes.set_xticks(range(len(rows)), list(rows), rotation=20 if max(map(len, rows)) > 6 else 0)
-    axes.set(title=title, ylabel="test MSE", ylim=(0, None))
+    axes.set(title=title, ylabel=figure, ylim=(0, None))
     axes.grid(alpha=0.3)
     with _files.replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+        drawing.savefig(temporary, format="png", dpi=120)

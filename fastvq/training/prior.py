@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fastvq import _config, priors
 from fastvq.priors import LevelContextConfig, LevelPriorConfig, Prior, PriorConfig, bits_per_code
+from fastvq.priors.kinds import prior_class
 from fastvq.training import checkpoints, engine, runs
 from fastvq.training.codes import Codes
 from fastvq.training.processes import launched, together
@@ -143,14 +144,13 @@ def train_prior(
     """
     processes = launched()
     device = resolve_device(training.device, processes.local)
+    report = processes.reporting(report)
     _check(codes, model, level)
+    engine.check(training, len(codes.part("train")), processes)
     run = Path(out)
-    if resume and (run / CODES_NAME).exists():
-        _check_same(codes, Codes.load(run / CODES_NAME))
     settings = {"level": _Level(level), "model": _setting(model), "training": training}
     with together(processes, device), engine.seeded(training.seed, device):
-        processes.by_first(lambda: runs.create(run, settings, resume=resume))
-        processes.by_first(lambda: codes.save(run / CODES_NAME))
+        processes.by_first(lambda: _begin(run, settings, codes, resume=resume))
         task = _Task(priors.make(model).to(device), codes, level)
         engine.fit(task, training, run, processes=processes, resume=resume, report=report)
         # the first process has written all that the others read
@@ -236,12 +236,28 @@ def _model(run: Path, level: int) -> PriorConfig | LevelPriorConfig:
     return runs.setting(run, "model", LevelPriorConfig)
 
 
+def _begin(run: Path, settings: Mapping[str, Any], codes: Codes, *, resume: bool) -> None:
+    """Makes the folder of a run: the codes first, so that one with settings is whole."""
+    runs.check(run, settings, resume=resume)
+    if not (run / runs.RUN_NAME).exists():
+        codes.save(run / CODES_NAME)
+    elif not codes.is_same(Codes.load(run / CODES_NAME)):
+        raise ValueError("codes must be those that the run was started with, got others")
+    runs.create(run, settings, resume=resume)
+
+
 def _check(codes: Codes, model: PriorConfig | LevelPriorConfig, level: int) -> None:
-    codes.level(level)
     sizes = model.above.codebook_sizes if isinstance(model, LevelPriorConfig) else ()
     if len(sizes) != level:
         raise ValueError(
             f"the prior of level {level} must be given the {level} levels above, got {len(sizes)}"
+        )
+    inner = model.prior if isinstance(model, LevelPriorConfig) else model
+    kind, axes = prior_class(inner), codes.level(level).ndim - 1
+    if kind.grid_dims not in (None, axes):
+        raise ValueError(
+            f"the prior of grids with {axes} axes must be for such grids, got {kind.__name__}, "
+            f"which is for {kind.grid_dims}"
         )
     for size in (model.codebook_size, *sizes):
         if size != codes.codebook_size:
@@ -256,14 +272,6 @@ def _check(codes: Codes, model: PriorConfig | LevelPriorConfig, level: int) -> N
     for split in ("train", "validation"):
         if len(codes.part(split)) == 0:
             raise ValueError(f"codes must hold a {split} split, got none of its examples")
-
-
-def _check_same(codes: Codes, before: Codes) -> None:
-    same = codes.fingerprint == before.fingerprint and all(
-        torch.equal(ours, theirs) for ours, theirs in zip(codes.grids, before.grids, strict=True)
-    )
-    if not same:
-        raise ValueError("codes must be those that the run was started with, got others")
 
 
 class _Task:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable
 from types import TracebackType
@@ -27,18 +26,10 @@ class Window:
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._count += 1
 
-    def take(self, step: int) -> dict[str, float]:
-        """The means, and a fresh start.
-
-        Raises:
-            FloatingPointError: the mean of ``"loss"`` is not finite.
-        """
+    def take(self) -> dict[str, float]:
+        """The means, and a fresh start."""
         means = {name: float(total) / self._count for name, total in self._sums.items()}
         self._sums, self._count = {}, 0
-        if not math.isfinite(means["loss"]):
-            raise FloatingPointError(
-                f"the loss is {means['loss']} at step {step}: a lower learning_rate may help"
-            )
         return means
 
 

@@ -69,15 +69,24 @@ class MetricsLog:
             self._board.close()
 
 
-def _board(folder: Path, after: int) -> Any:
+def board_class() -> Any:
+    """TensorBoard's writer.
+
+    Raises:
+        ModuleNotFoundError: TensorBoard is absent.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ModuleNotFoundError(
             f"training.tensorboard needs the package tensorboard: pip install tensorboard ({error})"
         ) from error
+    return SummaryWriter
+
+
+def _board(folder: Path, after: int) -> Any:
     # what a killed run left after its last checkpoint is hidden
-    return SummaryWriter(folder / BOARD_NAME, purge_step=after + 1)
+    return board_class()(folder / BOARD_NAME, purge_step=after + 1)
 
 
 def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:

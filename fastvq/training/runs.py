@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run folders: ``config.json``, ``metrics.jsonl`` and ``checkpoints/``."""
+"""Run folders: ``run.json``, ``metrics.jsonl`` and ``checkpoints/``."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ C = TypeVar("C")
 
 RUN_NAME = "run.json"
 PRIOR_FOLDER = "prior"
+_PIXEL_CHANNELS = (1, 3)
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def prior_folders(run: Path, *, absent_ok: bool = False) -> list[Path]:
         FileNotFoundError: there is none, and ``absent_ok`` is false.
     """
     found: list[Path] = []
-    while (folder := prior_folder(run, len(found))).is_dir():
+    while ((folder := prior_folder(run, len(found))) / RUN_NAME).is_file():
         found.append(folder)
     if not found and not absent_ok:
         raise FileNotFoundError(f"{prior_folder(run, 0)}: no prior in this run; train one first")
@@ -53,21 +54,32 @@ def create(run: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
     """Makes the folder of a run and writes its settings (section -> dataclass).
 
     Raises:
-        FileExistsError: the folder holds a run already and ``resume`` is false.
+        FileExistsError, ValueError: as `check`.
+    """
+    check(run, settings, resume=resume)
+    if not (run / RUN_NAME).exists():
+        _files.write_json(run / RUN_NAME, _document(settings))
+
+
+def check(run: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
+    """Finds out whether a folder can take a run of these settings; writes nothing.
+
+    Raises:
+        FileExistsError: the folder holds a run already and ``resume`` is false, or checkpoints of
+            one whose settings are lost.
         ValueError: it holds one of other settings and ``resume`` is true.
     """
     path = run / RUN_NAME
-    # through JSON, where tuples are lists
-    document = json.loads(json.dumps({n: _config.to_dict(value) for n, value in settings.items()}))
     if not path.exists():
-        _files.write_json(path, document)
+        if checkpoints.latest(run) is not None:
+            raise FileExistsError(f"{run}: there are checkpoints in this folder, but no {RUN_NAME}")
         return
     if not resume:
         raise FileExistsError(
             f"{run}: there is a run in this folder; resume it, or choose another folder"
         )
     before = _files.read_json(path)
-    for section, values in document.items():
+    for section, values in _document(settings).items():
         for key, value in values.items():
             old = before.get(section, {}).get(key)
             if old != value:
@@ -75,6 +87,13 @@ def create(run: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
                     f"{section}.{key} must be {old!r}, as the run in {run} was started with, "
                     f"got {value!r}"
                 )
+
+
+def _document(settings: Mapping[str, Any]) -> dict[str, Any]:
+    # through JSON, where tuples are lists
+    document = {name: _config.to_dict(value) for name, value in settings.items()}
+    plain: dict[str, Any] = json.loads(json.dumps(document))
+    return plain
 
 
 def setting(run: Path, name: str, kind: type[C]) -> C:
@@ -138,11 +157,14 @@ def load_data(
     if (folder / RUN_NAME).is_file():
         config = setting(folder, "data", DataConfig)
     elif source is not None:
-        config = DataConfig(channels=model.config.in_channels)
+        config = DataConfig()
     else:
         raise FileNotFoundError(f"{folder}: no run in this folder, so the data must be named")
     if source is not None:
-        config = replace(config, source=source, channels=model.config.in_channels)
+        config = replace(config, source=source)
+        # images may be read as grey or RGB; others have the channels that they have
+        if model.config.in_channels in _PIXEL_CHANNELS:
+            config = replace(config, channels=model.config.in_channels)
     splits = datasets.load(config, multiple=model.level_strides[0], report=report)
     check_fit(model.config, splits.train)
     return splits

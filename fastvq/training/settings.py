@@ -41,7 +41,7 @@ class TrainingConfig:
         patience: validations without a better score before the run stops; 0 for never.
         keep: checkpoints kept beside the best.
         tensorboard: write the metrics for TensorBoard too, into ``tensorboard/`` of the run.
-        seed: of the start, the order of the data and all else that is random.
+        seed: of the start, the order of the data and all else that is random; below 2**32.
         device: ``"auto"`` (CUDA where there is one), or a name that torch knows.
     """
 
@@ -70,6 +70,8 @@ class TrainingConfig:
         for name in ("warmup_steps", "weight_decay", "clip_norm", "patience", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if self.seed >= 2**32:
+            raise ValueError(f"seed must be below 2**32, got {self.seed}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
         _checks.fraction("averaging", self.averaging)

@@ -41,7 +41,7 @@ def command(monkeypatch, capsys):
     return run
 
 
-def test_the_way_from_data_to_samples(tmp_path, command):
+def test_the_way_from_data_to_samples(tmp_path, command, monkeypatch):
     run, codes = tmp_path / "run", tmp_path / "codes.npz"
     assert command("train", "--out", run, *TINY)[0] == 0
     status, out, _ = command("encode", run, "--out", codes)
@@ -53,6 +53,16 @@ def test_the_way_from_data_to_samples(tmp_path, command):
     )
     with Image.open(tmp_path / "s.png") as samples:
         assert samples.width > 2 * 64
+    seen, draw = {}, training.sample_examples
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            training,
+            "sample_examples",
+            lambda *given, **options: seen.update(options) or draw(*given, **options),
+        )
+        options = ("--temperature=0.5", "--top-k=3", "--top-p=0.9", "--seed=4", "--class=3")
+        assert command("sample", run, *options, "--out", tmp_path / "s.png")[0] == 0
+    assert seen == {"classes": ["3"], "temperature": 0.5, "top_k": 3, "top_p": 0.9, "seed": 4}
     assert command("reconstruct", run, "-n5", "--out", tmp_path / "r.png")[0] == 0
 
     assert command("decode", run, codes, "--out", tmp_path / "decoded")[0] == 0
@@ -98,15 +108,30 @@ def test_a_hierarchy_by_commands(tmp_path, command):
     assert command("train", "--model=vqvae2", "--out", run, strides, *TINY)[0] == 0
     above = ("--set=above.channels=8", "--set=above.layers=1")
     kind = ("--kind=pixelsnail", "--set=model.blocks=1")
+    # what is wrong with the lower prior is found before the upper one is trained
+    even = "--set=above.kernel_size=2"
+    status, _, err = command("train-prior", run, *kind, *above, even, *TINY_PRIOR)
+    assert (status, "kernel_size must be odd" in err) == (2, True)
+    assert not (run / "prior").exists()
+    assert command("train-prior", run, "--level=0", *kind, *TINY_PRIOR)[0] == 0
+    status, _, err = command("train-prior", run, "--resume")
+    assert (status, "train the next with --level 1" in err) == (0, True)
+    assert command("train-prior", run, "--resume", "--level=1")[0] == 2
+    assert command("train-prior", run, "--level=1", *kind, *above, *TINY_PRIOR)[0] == 0
+    (run / "prior").rename(tmp_path / "away")
+    # nothing is encoded for a folder that is taken
+    status, _, err = command("train-prior", run, "--codes", "absent", *kind, *TINY_PRIOR)
+    assert (status, "prior-1: there is a run in this folder" in err) == (2, True)
+    (run / "prior-1").rename(tmp_path / "away-1")
     assert command("train-prior", run, *kind, *above, *TINY_PRIOR)[0] == 0
-    assert (run / "prior-1").is_dir()
     status, out, _ = command("evaluate", run)
     assert status == 0
     assert [len(level["bits_per_code"]) for level in json.loads(out)["levels"]] == [3, 3]
     assert command("sample", run, "-n1", "--class=3", "--out", tmp_path / "s.png")[0] == 0
     status, out, _ = command("encode", run, "--out", tmp_path / "c.npz")
     assert out.endswith("1797 grids of 2x2 and 4x4 codes, K = 16\n")
-    assert command("train-prior", run, "--resume")[0] == 0
+    status, _, err = command("train-prior", run, "--resume")
+    assert (status, "train the next" in err) == (0, False)
     status, _, err = command("train-prior", run, "--level=0", *above, "--out", tmp_path / "x")
     assert (status, "above must not be set for the top level" in err) == (2, True)
     assert command("sample", run, "--prior", run / "prior", "--out", tmp_path / "x")[0] == 2
@@ -159,6 +184,7 @@ def test_the_demo(tmp_path, command):
         (("train", "--out", "x", "--config", "absent.toml"), "absent.toml: no such file"),
         (("train", "--out", "x", "--resume"), "no such file"),
         (("train", "--out", "x", "--resume", "--data", "digits"), "give no others"),
+        (("train", "--out", "x", "--resume", "--model", "vqvae2"), "give no others"),
         (("train-prior", "absent", "--out", "x"), "no checkpoint in this run"),
         (("evaluate", "absent"), "no checkpoint in this run"),
         (("decode", "absent", "codes.npz", "--out", "x"), "no checkpoint in this run"),

@@ -124,6 +124,7 @@ def write(path, **changes):
         ({"classes": np.array(["a"])}, r"labels must be in \[0, 1\), got -1"),
         ({"split": np.array(["train", "tests"])}, "not a file of codes: 'tests'"),
         ({"format_version": np.asarray(3)}, "format_version must be 2, got 3"),
+        ({"format_version": np.asarray(3), "rate": None}, "format_version must be 2, got 3"),
         ({"fingerprint": None}, "not a file of codes: it lacks fingerprint"),
         ({"codes_0": np.array([{}, {}])}, r"not a whole \.npz file of codes"),
     ],

@@ -8,7 +8,7 @@ from torch import nn
 
 from fastvq import _pretrained
 from fastvq.training import TrainingConfig, checkpoints, engine, read_metrics
-from fastvq.training.batches import Order
+from fastvq.training.batches import Batches, Order
 from fastvq.training.processes import Processes
 from fastvq.training.settings import learning_rate, resolve_device
 
@@ -56,6 +56,19 @@ def test_an_epoch_shows_every_example_at_most_once_and_epochs_differ():
     # the order is a function of the step: nobody has to have asked for the steps before
     assert Order(10, 4, seed=3).positions(3).tolist() == epochs[1][4:]
     assert Order(10, 4, seed=4).positions(3).tolist() != epochs[1][4:]
+
+
+def test_what_is_drawn_in_reading_is_a_function_of_step_and_process():
+    def drawn(*steps, rank=0):
+        """Also where the steps before have not been asked for."""
+        read, order = lambda at, generator: (torch.rand(3, generator=generator),), Order(8, 4, 0)
+        with Batches(read, order, Processes(rank, 2), config()) as batches:
+            return [batches.take(step)[0].tolist() for step in steps]
+
+    first, second = drawn(3, 4)
+    assert first != second
+    assert drawn(4) == [second]
+    assert drawn(4, rank=1) != [second]
 
 
 def test_a_batch_larger_than_the_data_is_the_data():
@@ -130,6 +143,18 @@ def test_decay_spares_biases_and_clipping_bounds_the_step():
     assert norm.item() == pytest.approx(0.25, rel=1e-4)
 
 
+def test_dropout_is_of_training_alone(tmp_path):
+    """Of the average too, which is never trained."""
+    task, modes = Line(), []
+    losses = task.losses
+    task.losses = lambda at: modes.append(("train", task.module.training)) or losses(at)
+    task.validate = lambda module: modes.append(("validate", module.training)) or {"score": 1.0}
+    for averaging in (0.0, 0.5):
+        engine.fit(task, config(steps=2, averaging=averaging), tmp_path / str(averaging),
+                   report=silent)  # fmt: skip
+    assert modes == [("train", True), ("validate", False)] * 4
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(tmp_path):
     task = Line()
     losses = task.losses
@@ -143,6 +168,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(tmp_p
         assert torch.isfinite(tensor).all()
 
 
+def test_a_score_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(tmp_path):
+    """The losses were finite, the last step was not."""
+    task = Line(scores=[2.0, math.nan])
+    with pytest.raises(FloatingPointError, match="the validation score is nan at step 2"):
+        engine.fit(task, config(), tmp_path, report=silent)
+    assert checkpoints.latest(tmp_path).name == "step-00000001"
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -150,6 +184,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(tmp_p
         ({"batch_size": 2.0}, TypeError, "batch_size must be an int, got float"),
         ({"learning_rate": 0.0}, ValueError, "learning_rate must be above 0, got 0"),
         ({"weight_decay": -0.1}, ValueError, "weight_decay must be at least 0, got -0.1"),
+        ({"seed": 2**32}, ValueError, "seed must be below 2\\*\\*32, got 4294967296"),
         ({"patience": -1}, ValueError, "patience must be at least 0, got -1"),
     ],
 )

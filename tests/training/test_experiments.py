@@ -3,12 +3,13 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from fastvq import training
 from fastvq.data import DataConfig
-from fastvq.models import VQVAEConfig
+from fastvq.models import VQVAE2Config, VQVAEConfig, WaveNetVQVAEConfig
 from fastvq.training import experiments
 
 from .conftest import silent
@@ -51,6 +52,11 @@ def test_an_experiment_and_its_continuation(tmp_path, monkeypatch):
     with Image.open(tmp_path / "plot.png") as picture:
         picture.load()
 
+    # figures of other settings are not taken for those that were asked for
+    longer = dataclasses.replace(TRAINING, steps=4)
+    with pytest.raises(ValueError, match=r"training.steps must be 2, as the run in .* got 4"):
+        training.run_experiment("beta", DataConfig(), MODEL, longer, tmp_path, report=silent)
+
     # one run is lost, one was stopped inside: only these are made again, and to the same figures
     (tmp_path / "large" / "seed-1" / "result.json").unlink()
     trained = []
@@ -75,4 +81,40 @@ def test_refused(tmp_path):
     fsq = dataclasses.replace(MODEL, quantizer="fsq", fsq_levels=(8, 8))
     with pytest.raises(ValueError, match="commitment_weight must be None for quantizer 'fsq'"):
         training.run_experiment("beta", DataConfig(), fsq, TRAINING, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_without_an_error_the_bits_are_compared(tmp_path, monkeypatch):
+    """Speech, whose decoder draws sample by sample; and one seed claims no noise."""
+    quick(monkeypatch, small={"codebook_size": 4}, large={"codebook_size": 16})
+    waves = np.random.default_rng(0).integers(0, 256, (12, 16), np.uint8)
+    np.save(tmp_path / "waves.npy", waves)
+    source = DataConfig(source=str(tmp_path / "waves.npy"), layout="NL")
+    model = WaveNetVQVAEConfig(
+        hidden_channels=4, strides=(2,), codebook_dim=2, wavenet_channels=4, wavenet_layers=1
+    )
+    found = training.run_experiment(
+        "beta", source, model, TRAINING, tmp_path / "x", seeds=1, report=silent
+    )
+    assert found["finding"].startswith("Test bits per dim is least at ")
+    assert found["finding"].endswith("one seed tells no noise.")
+    assert (tmp_path / "x" / "plot.png").is_file()
+
+
+def test_a_hierarchy_has_the_figures_of_every_level(tmp_path, monkeypatch):
+    quick(monkeypatch, only={})
+    model = VQVAE2Config(hidden_channels=8, residual_channels=4, strides=((2,), (2,)))
+    found = training.run_experiment(
+        "beta", DataConfig(), model, TRAINING, tmp_path, seeds=1, report=silent
+    )
+    assert {"perplexity_0", "perplexity_1", "codes_used_1"} <= found["variants"]["only"].keys()
+
+
+def test_data_without_a_test_split_is_refused_before_anything_is_trained(tmp_path):
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    for index in range(2):
+        Image.new("L", (8, 8)).save(tmp_path / "data" / "train" / f"{index}.png")
+    source = DataConfig(source=str(tmp_path / "data"), channels=1)
+    with pytest.raises(ValueError, match="the test split must hold at least one example"):
+        training.run_experiment("beta", source, MODEL, TRAINING, tmp_path / "x", report=silent)
     assert not (tmp_path / "x").exists()

@@ -13,7 +13,8 @@ from PIL import Image
 from fastvq import data, training
 from fastvq.data import DataConfig, Splits
 from fastvq.models import VQVAE2, WaveNetVQVAE
-from fastvq.training import Codes, media, runs
+from fastvq.priors import entropy_bits
+from fastvq.training import Codes, generation, jittered, media, runs
 from fastvq.training.kinds import config_for, load_pretrained, model_name
 
 from .conftest import silent
@@ -75,7 +76,17 @@ def priors_of(tmp_path, model, kinds):
     return found, codes, splits
 
 
-def test_a_hierarchy_with_a_prior_for_each_level(tmp_path):
+def spied(function, calls):
+    """``function``, whose results and keywords are kept."""
+
+    def call(*arguments, **options):
+        calls.append((function(*arguments, **options), options))
+        return calls[-1][0]
+
+    return call
+
+
+def test_a_hierarchy_with_a_prior_for_each_level(tmp_path, monkeypatch):
     """Two levels, the lower prior told of the upper codes; resumed, saved, evaluated, sampled."""
     model = trained(tmp_path, DataConfig(), "vqvae2", strides=((2,), (2,)), **SMALL)
     assert isinstance(model, VQVAE2)
@@ -93,6 +104,9 @@ def test_a_hierarchy_with_a_prior_for_each_level(tmp_path):
     top, bottom = (level["bits_per_code"]["prior"] for level in found["levels"])
     assert found["bits"]["prior"] == pytest.approx(4 * top + 16 * bottom)
     assert found["bits"]["nominal"] == 20 * 3
+    partly = training.evaluate(model, splits, priors=priors[:1])
+    assert "prior" not in partly["bits"]
+    assert [len(level["bits_per_code"]) for level in partly["levels"]] == [3, 2]
     # the lower prior is another distribution when the codes above are others
     rows = codes.part("test")
     labels = codes.labels[rows]
@@ -101,6 +115,14 @@ def test_a_hierarchy_with_a_prior_for_each_level(tmp_path):
     bits = [training.prior_bits(priors[1].prior, 1, each, labels) for each in (grids, other)]
     assert bits[0] != bits[1]
 
+    calls = []
+    with monkeypatch.context() as patch:
+        patch.setattr(generation, "sample", spied(generation.sample, calls))
+        options = {"temperature": 0.5, "top_k": 3, "top_p": 0.9}
+        training.sample_examples(model, priors, 1, **options)
+    (top, _), (_, below) = calls
+    assert below["context"][0] is top
+    assert options.items() <= below.items()
     images, labels = training.sample_examples(model, priors, 2, classes=["3"], seed=1)
     assert images.shape == (2, 1, 8, 8)
     again, _ = training.sample_examples(model, priors, 2, classes=["3"], seed=1)
@@ -111,6 +133,9 @@ def test_a_hierarchy_with_a_prior_for_each_level(tmp_path):
         ValueError, match="prior of level 1 must be given the 1 levels above, got 0"
     ):
         training.train_prior(codes, priors[0].prior.config, PRIOR_TRAINING, tmp_path / "x", level=1)
+    others = priors[1]._replace(classes=tuple("abcdefghij"))
+    with pytest.raises(ValueError, match="priors must have the same classes"):
+        training.sample_examples(model, [priors[0], others], 1)
     for level in (0, 1):
         folder = runs.prior_folder(tmp_path / "run", level)
         assert training.resume_prior(folder, report=silent).level == level
@@ -136,6 +161,13 @@ def test_bits_per_dim_of_the_whole_system(tmp_path):
     per_dim = found["bits_per_dim"]
     assert per_dim["reconstruction"] == pytest.approx(float(bits.reconstruction.mean()), rel=1e-5)
     assert per_dim["nominal"] == pytest.approx(float(bits.total.mean()), rel=1e-5)
+    (level,) = found["levels"]
+    books = model.encode(x).unbind(-1)
+    assert level["bits_per_code"]["order0"] == pytest.approx(
+        sum(entropy_bits(book, 8) for book in books) / 2
+    )
+    assert level["codes_used"] == sum(len(book.unique()) for book in books)
+    assert found["bits"]["order0"] == pytest.approx(8 * level["bits_per_code"]["order0"])
     rows = codes.part("test")
     nats = priors[0].prior.nll(codes.level(0)[rows], codes.labels[rows]).sum(dim=(1, 2))
     whole = model.bits_per_dim(x, nats.detach() / math.log(2)).total.mean()
@@ -158,6 +190,10 @@ def test_moved_images_keep_to_the_levels_of_a_discrete_likelihood(tmp_path):
     splits = training.load_data(tmp_path / "run", model)
     codes = training.encode_splits(model, splits, copies=1, jitter=moved)
     assert len(codes) == 1797 + 1257
+    pixels = splits.train.batch(torch.arange(256))
+    snapped = jittered(pixels, moved, torch.Generator().manual_seed(0), peak=16)
+    with torch.no_grad():
+        assert torch.equal(codes.grids[0][1797 : 1797 + 256], model.encode(snapped))
 
 
 def test_speech_and_who_speaks(tmp_path, speech):
@@ -170,6 +206,10 @@ def test_speech_and_who_speaks(tmp_path, speech):
     found = training.evaluate(model, splits, priors=priors)
     assert found["mse"] is None
     assert found["bits_per_dim"]["reconstruction"] < found["bits_per_dim"]["nominal"]
+    x = splits.test.batch(torch.arange(len(splits.test)))
+    bits = model.bits_per_dim(x, splits.test.labels)
+    for name, each in (("reconstruction", bits.reconstruction), ("nominal", bits.total)):
+        assert found["bits_per_dim"][name] == pytest.approx(float(each.mean()), rel=1e-5)
     originals, kept = training.reconstruct_examples(model, splits.test, 2)
     assert originals.shape == kept.shape == (2, 1, 64)
     folder = tmp_path / "sound"
@@ -183,6 +223,9 @@ def test_speech_and_who_speaks(tmp_path, speech):
     sounds, labels = training.sample_examples(model, priors, 1)
     assert sounds.shape == (2, 1, 64)
     assert labels.tolist() == [0, 1]
+    nobody = priors[0]._replace(classes=())
+    with pytest.raises(ValueError, match=r"must have the 2 speakers of the model .* got 0"):
+        training.sample_examples(model, [nobody], 1)
     wrong = dataclasses.replace(model.config, num_speakers=3)
     with pytest.raises(ValueError, match="num_speakers must be 2, that of the audio data, got 3"):
         training.train_model(speech, wrong, TRAINING, tmp_path / "x", report=silent)
@@ -196,6 +239,8 @@ def test_a_signal_of_four_channels(tmp_path):
     signals, labels = training.sample_examples(model, priors, 3)
     assert signals.shape == (3, 4, 32)
     assert labels is None
+    # read again by its name, with the channels that it has
+    assert training.load_data(tmp_path / "run", model, "eeg", report=silent).test.channels == 4
     media.save_examples(signals, splits.test.kind, tmp_path / "s.png", rate=splits.test.rate)
     with Image.open(tmp_path / "s.png") as picture:
         picture.load()

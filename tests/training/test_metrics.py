@@ -6,6 +6,7 @@ import torch
 
 from fastvq import data, training
 from fastvq.data.examples import in_memory
+from fastvq.models import VQVAE, VQVAEConfig
 from fastvq.training import metrics
 
 
@@ -15,6 +16,18 @@ def test_use_of_the_codebook_by_hand():
     assert found.perplexity == pytest.approx(math.exp(entropy))
     assert found.codes_used == 3
     assert found.largest_share == 0.5
+
+
+def test_each_codebook_has_a_histogram_of_its_own():
+    """Two books that have each collapsed to another code are not one book with two codes."""
+    collapsed = metrics.use(torch.tensor([[[0, 3], [0, 3]]]), 4, codebooks=2)
+    assert collapsed == (1.0, 2, 1.0)
+    codes = torch.tensor([[0, 3], [1, 3], [0, 3], [1, 2]])
+    found = metrics.use(codes, 4, codebooks=2)
+    bits = (1.0 + 0.75 * math.log2(4 / 3) + 0.25 * 2) / 2
+    assert metrics.order0_bits(codes, 4, codebooks=2) == pytest.approx(bits)
+    assert found.perplexity == pytest.approx(2**bits)
+    assert (found.codes_used, found.largest_share) == (4, 0.75)
 
 
 def test_psnr_by_hand():
@@ -47,3 +60,20 @@ def test_padding_does_not_count(model):
     found = training.evaluate_reconstruction(model, odd)
     assert found.mse == pytest.approx(expected, rel=1e-6)
     assert found.bits_per_pixel == pytest.approx(16 * 4 / 49)
+
+
+def test_the_bits_of_padding_are_paid_and_the_values_are_those_of_the_data():
+    """A model that knows nothing pays log2 of the levels for all that it must say."""
+    config = VQVAEConfig(likelihood="softmax", levels=17, hidden_channels=8, residual_channels=4)
+    model = VQVAE(config).eval()
+    with torch.no_grad():
+        for parameter in model.decoder.parameters():
+            parameter.zero_()
+    pixels = torch.randint(0, 17, (3, 1, 7, 7), dtype=torch.uint8)
+    odd = in_memory(pixels, torch.full((3,), -1), peak=16, classes=()).padded(2)
+    found = training.evaluate_reconstruction(model, odd)
+    assert found.reconstruction_bits_per_dim == pytest.approx(math.log2(17) * 64 / 49)
+    nominal = 16 * math.log2(64)
+    assert found.bits_per_dim == pytest.approx((64 * math.log2(17) + nominal) / 49)
+    variance = (pixels / 16).double().var(correction=0).item()
+    assert metrics.variance(odd) == pytest.approx(variance)

@@ -5,12 +5,14 @@ import dataclasses
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from fastvq import training
+from fastvq.__main__ import main
 from fastvq.data import DataConfig
 from fastvq.models import VQVAE
 from fastvq.training import checkpoints, engine, read_metrics
@@ -18,6 +20,7 @@ from fastvq.training.processes import Processes, launched
 from fastvq.training.settings import TrainingConfig, learning_rate, seed_of
 
 from .conftest import MODEL, TRAINING, silent
+from .two_processes import fitted
 
 GRADIENT = dataclasses.replace(MODEL, learning="gradient")
 
@@ -145,26 +148,29 @@ def test_shares_are_the_batch(monkeypatch):
     assert launched() == Processes(3, 4, 1)
 
 
-def test_two_processes_train_as_one(tmp_path):
-    """The command of one process under ``torchrun``: the same losses up to rounding."""
+def test_two_processes_train_as_one(tmp_path, monkeypatch):
+    """The command of one process under ``torchrun``: the same losses up to rounding.
+
+    They join, part and join again; what stops the first stops both, and only the first speaks.
+    """
     settings = [
         *("--set", "model.hidden_channels=16", "--set", "model.codebook_size=16"),
         *("--set", "training.steps=12", "--set", "training.validate_every=6"),
         *("--set", "training.log_every=1", "--set", "training.batch_size=32"),
         *("--set", "training.warmup_steps=2"),
     ]
-    command = ["-m", "fastvq", "train", *settings, "--out"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    for name, launcher in (
-        ("one", []),
-        ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]),
-    ):
-        subprocess.run(
-            [sys.executable, *launcher, *command, str(tmp_path / name)],
-            check=True,
-            capture_output=True,
-            env=environment,
-        )
+    monkeypatch.setattr(sys, "argv", ["fastvq", "train", "--out", str(tmp_path / "one"), *settings])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    script = Path(__file__).with_name("two_processes.py")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    ended = subprocess.run(
+        [sys.executable, *launcher, str(script), str(tmp_path), *settings],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     one, two = (read_metrics(tmp_path / name) for name in ("one", "two"))
     assert [line["step"] for line in one] == [line["step"] for line in two]
     # k-means starts from the first process's share, so the codebooks are not the same at first
@@ -172,3 +178,42 @@ def test_two_processes_train_as_one(tmp_path):
         name = "loss" if ours["split"] == "train" else "mse"
         assert theirs[name] == pytest.approx(ours[name], rel=0.15)
     assert VQVAE.from_pretrained(checkpoints.best(tmp_path / "two")).config.codebook_size == 16
+
+    # without codebooks nothing but the order of the sums differs
+    weights = [torch.load(tmp_path / f"weights-{rank}.pt") for rank in (0, 1)]
+    alone = fitted(tmp_path / "alone", Processes(), silent)
+    for name, weight in alone.items():
+        assert torch.equal(weights[0][name], weights[1][name])
+        torch.testing.assert_close(weights[0][name], weight)
+    ours, theirs = read_metrics(tmp_path / "alone"), read_metrics(tmp_path / "regression")
+    assert [line["split"] for line in ours] == [line["split"] for line in theirs]
+    for mine, their in zip(ours, theirs, strict=True):
+        name = "loss" if mine["split"] == "train" else "score"
+        assert their[name] == pytest.approx(mine[name], rel=1e-5)
+
+    first, second = ((tmp_path / f"lines-{rank}.txt").read_text().splitlines() for rank in (0, 1))
+    assert second == ["ended with 0", "ended with 2"]
+    assert [line for line in first if line.startswith("ended")] == second
+    assert first[0].startswith("step 3/6: validation score")
+    assert first[-1].startswith("best validation mse")
+    assert ended.stderr.count("there is a run in this folder") == 2
+    assert ended.stderr.count("step 6/12: validation") == 1
+    assert "FutureWarning" not in ended.stderr
+
+
+def test_what_cannot_be_shared_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="multiple of the 2 processes, got 33 examples"):
+        trained(tmp_path, "odd", batch_size=33)
+    # the data are 1257
+    with pytest.raises(ValueError, match="multiple of the 2 processes, got 1257 examples"):
+        trained(tmp_path, "odd", batch_size=4096)
+    assert not (tmp_path / "odd").exists()
+
+
+def test_an_absent_tensorboard_is_found_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install tensorboard"):
+        trained(tmp_path, "x", tensorboard=True)
+    assert not (tmp_path / "x").exists()

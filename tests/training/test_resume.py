@@ -81,6 +81,20 @@ def test_a_resumed_vqvae_is_the_uninterrupted_one(tmp_path, monkeypatch, learnin
     assert_same_run(straight, broken)
 
 
+def test_with_all_options_a_resumed_run_is_the_uninterrupted_one(tmp_path, monkeypatch):
+    how = dataclasses.replace(
+        TRAINING, averaging=0.9, accumulate=3, precision="bfloat16", clip_norm=0.1, log_every=1
+    )
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    training.train_model(DataConfig(), MODEL, how, straight, report=silent)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 13)
+        with pytest.raises(Stopped):
+            training.train_model(DataConfig(), MODEL, how, broken, report=silent)
+    training.resume_model(broken, report=silent)
+    assert_same_run(straight, broken)
+
+
 @pytest.mark.parametrize("averaging", [0.0, 0.9])
 def test_a_resumed_prior_is_the_uninterrupted_one(tmp_path, monkeypatch, codes, averaging):
     settings = dataclasses.replace(PRIOR_TRAINING, averaging=averaging)
@@ -118,9 +132,66 @@ def test_other_settings_are_no_resumption(run, codes, tmp_path):
     with pytest.raises(ValueError, match=r"training.steps must be 80, as the run .* got 90"):
         training.train_model(DataConfig(), MODEL, longer, run, resume=True, report=silent)
     training.train_prior(codes, PRIOR, PRIOR_TRAINING, tmp_path, report=silent)
-    others = dataclasses.replace(codes, grids=(codes.grids[0].flip(0),))
-    with pytest.raises(ValueError, match="codes must be those that the run was started with"):
-        training.train_prior(others, PRIOR, PRIOR_TRAINING, tmp_path, resume=True, report=silent)
+    (grid,) = codes.grids
+    for change in (
+        {"grids": (grid.flip(0),)},
+        {"grids": (grid, grid)},
+        {"labels": codes.labels.flip(0)},
+        {"split": codes.split.flip(0)},
+        {"fingerprint": "0" * 64},
+    ):
+        others = dataclasses.replace(codes, **change)
+        with pytest.raises(ValueError, match="codes must be those that the run was started with"):
+            training.train_prior(
+                others, PRIOR, PRIOR_TRAINING, tmp_path, resume=True, report=silent
+            )
+
+
+def test_what_a_full_disk_leaves_can_be_gone_on_with(tmp_path, codes, monkeypatch):
+    limits = pytest.importorskip("resource")
+    soft, hard = limits.getrlimit(limits.RLIMIT_FSIZE)
+
+    def on_a_full_disk(limit, error, function, *arguments):
+        limits.setrlimit(limits.RLIMIT_FSIZE, (limit, hard))
+        try:
+            with pytest.raises(error):
+                function(*arguments, report=silent)
+        finally:
+            limits.setrlimit(limits.RLIMIT_FSIZE, (soft, hard))
+
+    # the codes are the first file of a prior's run, and are too large
+    start = training.train_prior, codes, PRIOR, PRIOR_TRAINING, tmp_path / "prior"
+    on_a_full_disk(500, OSError, *start)
+    assert list((tmp_path / "prior").iterdir()) == []
+    # room for the codes and not for a checkpoint
+    codes.save(tmp_path / "codes.npz")
+    room = (tmp_path / "codes.npz").stat().st_size
+    on_a_full_disk(room, OSError, *start)
+    assert list((tmp_path / "prior" / "checkpoints").iterdir()) == []
+    training.resume_prior(tmp_path / "prior", report=silent)
+    straight = training.train_prior(codes, PRIOR, PRIOR_TRAINING, tmp_path / "s", report=silent)
+    assert straight.fingerprint == codes.fingerprint
+    assert_same_run(tmp_path / "prior", tmp_path / "s")
+
+
+def test_checkpoints_of_another_version_or_without_settings_are_refused(tmp_path):
+    short = dataclasses.replace(TRAINING, steps=2)
+    training.train_model(DataConfig(), MODEL, short, tmp_path / "x", report=silent)
+    state = checkpoints.latest(tmp_path / "x") / "state.json"
+    document = json.loads(state.read_text())
+    for change, message in (
+        ({"format_version": 2}, "format_version must be 1, got 2"),
+        ({"state": document["state"] | {"phase": 1}}, "key of .*state.json must be one of"),
+    ):
+        state.write_text(json.dumps(document | change))
+        with pytest.raises(ValueError, match=message):
+            training.resume_model(tmp_path / "x", report=silent)
+    state.write_text(json.dumps({"format_version": 1, "state": document["state"]}))
+    with pytest.raises(ValueError, match="optimizer must be there"):
+        training.resume_model(tmp_path / "x", report=silent)
+    (tmp_path / "x" / "run.json").unlink()
+    with pytest.raises(FileExistsError, match=r"checkpoints in this folder, but no run\.json"):
+        training.train_model(DataConfig(), MODEL, short, tmp_path / "x", report=silent)
 
 
 def test_training_leaves_the_random_numbers_of_the_caller_alone(tmp_path):
@@ -154,21 +225,25 @@ def test_killed_at_any_moment_a_run_leaves_a_checkpoint_that_loads(tmp_path):
     run = tmp_path / "x"
     survived = []
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while len(checkpoints.steps(run)) < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
         # stopped and looked at again and again: each stop is a moment at which a kill might come
         for pause in (0.0, 0.003, 0.011, 0.017, 0.023, 0.031, 0.047):
             process.send_signal(signal.SIGSTOP)
+            os.waitpid(process.pid, os.WUNTRACED)
             survived.append(checkpoints.latest(run).name)
             VQVAE.from_pretrained(checkpoints.best(run))
             load_file(checkpoints.latest(run) / "state.safetensors")
             process.send_signal(signal.SIGCONT)
-            time.sleep(0.05 + pause)
+            # as long as it takes where other programs want the processor too
+            while checkpoints.latest(run).name == survived[-1] and time.monotonic() < deadline:
+                time.sleep(0.01)
+            time.sleep(pause)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert len(set(survived)) > 1
+    assert len(set(survived)) == 7
     VQVAE.from_pretrained(checkpoints.best(run))
     # as if the run had been started with an end that is near
     settings = json.loads((run / "run.json").read_text())

@@ -9,8 +9,10 @@ import torch
 
 from fastvq import data, training
 from fastvq.data import DataConfig
-from fastvq.priors import GatedPixelCNNConfig, entropy_bits
+from fastvq.models import VQVAE
+from fastvq.priors import GatedPixelCNNConfig, WaveNetConfig, entropy_bits
 from fastvq.training import models
+from fastvq.training import prior as priors
 
 from .conftest import MODEL, TRAINING, silent
 
@@ -42,6 +44,20 @@ def test_a_prior_learns(prior, codes):
     grids = (codes.level(0)[rows],)
     bits = training.prior_bits(prior.prior, 0, grids, codes.labels[rows])
     assert bits < entropy_bits(grids[0], 16) < math.log2(16)
+
+
+def test_a_prior_is_shown_the_training_codes_and_their_labels(prior, codes):
+    scattered = dataclasses.replace(codes, split=codes.split.flip(0))
+    task = priors._Task(prior.prior, scattered, 0)
+    labels, grids = task.batch(torch.arange(8), torch.Generator())
+    rows = scattered.part("train")[:8]
+    assert torch.equal(grids, codes.grids[0][rows])
+    assert torch.equal(labels, codes.labels[rows])
+    with torch.no_grad():
+        losses = task.losses(labels, grids)
+        nats, of_others = (prior.prior.nll(grids, each).mean() for each in (labels, labels * 0))
+    assert losses["loss"] == nats != of_others
+    assert losses["bits_per_code"].item() == pytest.approx(nats.item() / math.log(2))
 
 
 def test_samples_are_a_function_of_the_seed(model, prior):
@@ -90,9 +106,22 @@ def test_evaluation_of_both(run, model, prior):
         training.evaluate(model, relabelled, priors=[prior])
 
 
-def test_a_collapsed_codebook_is_announced(tmp_path, monkeypatch):
+def test_half_of_a_batch_is_moved():
+    digits = data.digits()
+    task = models._Task(VQVAE(MODEL), digits, training.Jitter(shift=1.0), silent)
+    images, labels = task.batch(torch.arange(8), torch.Generator().manual_seed(0))
+    still = digits.train.batch(torch.arange(8))
+    assert torch.equal(images[4:], still[4:])
+    assert not (images[:4] == still[:4]).flatten(1).all(1).any()
+    assert torch.equal(labels, digits.train.labels[:8])
+
+
+@pytest.mark.parametrize(("share", "perplexity"), [(0.0, 0.0), (1.0, 15.99)])
+def test_a_collapsed_codebook_is_announced(tmp_path, monkeypatch, share, perplexity):
     lines = []
-    monkeypatch.setattr(models, "_COLLAPSED_SHARE", 0.0)
+    # one of the two can be met, the other cannot
+    monkeypatch.setattr(models, "_COLLAPSED_SHARE", share)
+    monkeypatch.setattr(models, "_COLLAPSED_PERPLEXITY", perplexity)
     settings = dataclasses.replace(TRAINING, steps=10)
     training.train_model(DataConfig(), MODEL, settings, tmp_path / "x", report=lines.append)
     assert lines[0].startswith("warning: the codebook has collapsed: perplexity")
@@ -122,6 +151,8 @@ def test_refused_before_anything_is_written(tmp_path, codes):
     )
     fewer = dataclasses.replace(PRIOR, num_classes=9)
     refused(ValueError, "num_classes must be 10.*got 9", tmp_path, prior, codes, fewer, settings)
+    line = WaveNetConfig(codebook_size=16, channels=8, layers=1)
+    refused(ValueError, "got WaveNet, which is for 1", tmp_path, prior, codes, line, settings)
     only = dataclasses.replace(codes, split=torch.zeros_like(codes.split))
     refused(ValueError, "a validation split", tmp_path, prior, only, PRIOR, settings)
 
