@@ -20,7 +20,7 @@ ONE_LEVEL = VQVAEConfig(
     hidden_channels=96,
     strides=(2, 2),
     codebook_size=512,
-    codebook_dim=64,
+    codebook_dim=16,
     decay=0.95,
 )
 # 7 bits for 4x4 and 7 for 8x8 pixels are 0.547: a little less
@@ -29,11 +29,11 @@ TWO_LEVELS = VQVAE2Config(
     hidden_channels=96,
     strides=((2, 2), (2,)),
     codebook_size=128,
-    codebook_dim=64,
+    codebook_dim=16,
     decay=0.95,
 )
 TRAINING = ModelTraining(
-    steps=4000, batch_size=32, learning_rate=2e-3, precision="bfloat16", validate_every=500
+    steps=8000, batch_size=16, learning_rate=2e-3, precision="bfloat16", validate_every=1000
 )
 
 
