@@ -26,7 +26,8 @@ class Bare(importlib.machinery.PathFinder):
 
 OPTIONAL = {
     "triton", "typer", "rich", "matplotlib", "PIL", "tqdm", "safetensors", "sklearn", "scipy",
-    "skimage", "pywt", "datasets", "tensorboard", "faiss", "vector_quantize_pytorch", "einops", "pytest", "hypothesis",
+    "skimage", "pywt", "datasets", "tensorboard",
+    "faiss", "vector_quantize_pytorch", "einops", "pytest", "hypothesis",
 }
 sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = Bare
 """
