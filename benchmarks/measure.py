@@ -50,7 +50,8 @@ def device_name() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     native = next(s for s in fastvq.backends() if s.name == "native")
-    level = native.detail.rsplit(" ", 1)[-1] if native.available else "no extension"
+    found = re.search(r"instruction set in use: (\w+)", native.detail)
+    level = found[1] if found else "no extension"
     return f"{_cpu_model()}, {torch.get_num_threads()} threads, {level}"
 
 

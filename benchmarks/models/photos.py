@@ -73,6 +73,8 @@ def lines(found: dict[str, Any]) -> list[str]:
         f"photos, {name}: {found[key]['psnr']:.2f} dB at {found[key]['bits_per_pixel']:.4f} bits "
         f"per pixel in {found[key]['seconds']:.0f} s"
         + (" (at least 27.5 in 600 s)" if key == "photos_one_level" else "")
+        if key in found
+        else f"photos, {name}: not measured"
         for key, name in names.items()
     ]
 
