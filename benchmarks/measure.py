@@ -26,13 +26,7 @@ def peak_extra_bytes(run: Callable[[], object]) -> int | None:
     """
     gc.collect()
     if torch.cuda.is_available():
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        result = run()
-        torch.cuda.synchronize()
-        del result
-        return torch.cuda.max_memory_allocated() - before
+        return peak_device_bytes(run)
     if not _CLEAR_REFS.exists():
         return None
     # pages that malloc keeps for itself would hide what the call takes from them
@@ -43,6 +37,17 @@ def peak_extra_bytes(run: Callable[[], object]) -> int | None:
     peak = _resident("VmHWM")
     del result
     return max(0, peak - before)
+
+
+def peak_device_bytes(run: Callable[[], object]) -> int:
+    """Memory of the GPU that one call takes beyond what is allocated before it."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    result = run()
+    torch.cuda.synchronize()
+    del result
+    return torch.cuda.max_memory_allocated() - before
 
 
 def device_name() -> str:

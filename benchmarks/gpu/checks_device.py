@@ -17,6 +17,7 @@ from benchmarks.gpu import processes
 from benchmarks.gpu.running import Skip, Work
 from benchmarks.gpu.setting import Setting, runs
 from benchmarks.gpu.wrong import wrong_share
+from benchmarks.measure import peak_device_bytes
 from fastvq import testing
 from fastvq.ops import nearest, quantize, residual, statistics
 
@@ -67,7 +68,10 @@ def _all_ops(x: Tensor, codebook: Tensor) -> list[Tensor]:
 
 def _compiles(setting: Setting, depth: int) -> None:
     x, codebook = _inputs(setting, 3000, 200, depth)
-    run = lambda x, c: tuple(nearest(x, c)) + tuple(quantize(x, c, nearest(x, c).indices))  # noqa: E731
+
+    def run(x: Tensor, c: Tensor) -> tuple[Tensor, ...]:
+        return tuple(nearest(x, c)) + tuple(quantize(x, c, nearest(x, c).indices))
+
     compiled = torch.compile(run, fullgraph=True)
     for n in (3000, 1777):
         for actual, wanted in zip(compiled(x[:n], codebook), run(x[:n], codebook), strict=True):
@@ -124,20 +128,10 @@ def _memory(setting: Setting) -> dict[str, float | None]:
     figures: dict[str, float | None] = {}
     for name, (call, limit) in calls.items():
         call()
-        extra = _peak(call)
+        extra = peak_device_bytes(call)
         figures[f"{name}_MiB"] = extra / 2**20
         assert extra <= limit, f"{name} takes {extra >> 20} MiB, {limit >> 20} would be O(N + K)"
     return figures
-
-
-def _peak(call: Callable[[], object]) -> int:
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    result = call()
-    torch.cuda.synchronize()
-    del result
-    return torch.cuda.max_memory_allocated() - before
 
 
 def _huge(setting: Setting) -> None:

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import torch
 
+from benchmarks.measure import peak_device_bytes
+
 # at least the L2 of any GPU so far
 _FLUSH_BYTES = 256 << 20
 _COPY_BYTES = 2 << 30
@@ -93,12 +95,6 @@ def _captured(call: Callable[[], object]) -> Callable[[], None] | None:
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
-    """Device memory that a call takes beyond what is allocated before it."""
+    """Device memory that a call takes beyond what is allocated before it, once all is compiled."""
     call()
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    result = call()
-    torch.cuda.synchronize()
-    del result
-    return torch.cuda.max_memory_allocated() - before
+    return peak_device_bytes(call)

@@ -68,7 +68,7 @@ class GatedPixelCNNStepper:
         self._row = self._column = 0
         self._label_rows, self._context = label_rows, context
         self._copy_weights()
-        down, right = prior.positions(*shape)
+        down, right = prior.input.positions(*shape)
         self._position_down = down  # [C, H, W]
         self._position_right = right.permute(1, 2, 0) + self._left_bias  # [H, W, C]
         self._allocate(batch)
@@ -101,7 +101,7 @@ class GatedPixelCNNStepper:
         if self._row > 0:
             push_row(self._codes_above, self._codes[:, reach:].transpose(1, 2), reach)
         self._first = self._position_right[self._row].unbind()
-        vertical = prior.above(self._codes_above) + self._position_down[:, self._row, None]
+        vertical = prior.input.above(self._codes_above) + self._position_down[:, self._row, None]
         context = None if self._context is None else self._context[:, :, self._row, None]
         for index, layer in enumerate(self._layers):
             above, left = layer.conditions(self._label_rows, context)
@@ -116,7 +116,7 @@ class GatedPixelCNNStepper:
         self._embedding = prior.embedding.weight.detach()
         ones = self._embedding.new_ones(prior.config.channels)
         self._halved = torch.cat([ones, 0.5 * ones])
-        self._left, self._left_bias = affine(prior.left)
+        self._left, self._left_bias = affine(prior.input.left)
         horizontal = [affine(layer.horizontal) for layer in self._layers]
         self._weights = [weight * self._halved for weight, _ in horizontal]
         self._biases = [bias * self._halved for _, bias in horizontal]

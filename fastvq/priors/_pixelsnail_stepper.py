@@ -70,10 +70,10 @@ class PixelSNAILStepper:
         channels = prior.config.channels
         self._embedding = prior.embedding.weight.detach()
         positions = position_features(*shape, self._embedding)
-        down, right = prior.position(positions).chunk(2, dim=-1)
-        self._left, left_bias = affine(prior.left)
-        self._position_down = down.permute(2, 0, 1)  # [C, H, W]
-        self._position_right = right + left_bias  # [H, W, C]
+        down, right = prior.input.positions(*shape)
+        self._left, left_bias = affine(prior.input.left)
+        self._position_down = down  # [C, H, W]
+        self._position_right = right.permute(1, 2, 0) + left_bias  # [H, W, C]
         new = self._embedding.new_zeros
         self._codes_above = new(batch, channels, reach, width + 2 * reach)
         self._codes = new(batch, reach + width, channels)
@@ -129,7 +129,7 @@ class PixelSNAILStepper:
         prior, reach = self._prior, self._reach
         if self._row > 0:
             push_row(self._codes_above, self._codes[:, reach:].transpose(1, 2), reach)
-        vertical = prior.above(self._codes_above) + self._position_down[:, self._row, None]
+        vertical = prior.input.above(self._codes_above) + self._position_down[:, self._row, None]
         context = None if self._context is None else self._context[:, :, self._row, None]
         modules = [layer for block in cast("list[Block]", prior.blocks) for layer in block.layers]
         caches = [cache for layers, _ in self._blocks for cache in layers]

@@ -93,6 +93,11 @@ class Prior(nn.Module, ABC):
         # the last row answers for "no label"; without label dropout nothing would train it
         self.num_label_rows = classes + (1 if classes and config.label_dropout else 0)
 
+    @property
+    @abstractmethod
+    def reach(self) -> float:
+        """How far back along every axis a logit can see, at most; infinite without a limit."""
+
     @abstractmethod
     def forward(
         self, codes: Tensor, labels: Tensor | None = None, context: Context | None = None
@@ -220,6 +225,13 @@ class Prior(nn.Module, ABC):
 
     def _check_device(self, name: str, tensor: Tensor) -> None:
         _checks.same_device(name, tensor, "the prior", next(self.parameters()))
+
+
+def start_near_uniform(logits: nn.Module) -> None:
+    """Shrinks the layer of the logits: a prior starts near log K, the loss of knowing nothing."""
+    with torch.no_grad():
+        for parameter in logits.parameters():
+            parameter.mul_(0.1)
 
 
 def check_int64(name: str, value: object) -> None:

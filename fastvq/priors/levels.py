@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -219,7 +218,7 @@ class LevelPrior(Prior):
     @property
     def reach(self) -> float:
         """How far a logit can see in the grid of its own level: as the prior inside."""
-        return cast(float, self.prior.reach)
+        return self.prior.reach
 
     def forward(
         self, codes: Tensor, labels: Tensor | None = None, context: Context | None = None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +17,8 @@ from torch.nn import functional as F
 from fastvq import _checks
 from fastvq.priors._conditions import Conditions
 from fastvq.priors._pixelcnn_stepper import GatedPixelCNNStepper
-from fastvq.priors._positions import POSITION_FEATURES, position_features
-from fastvq.priors.base import Context, Prior, PriorConfig
+from fastvq.priors._streams import InputStreams, Streams
+from fastvq.priors.base import Context, Prior, PriorConfig, start_near_uniform
 
 
 @dataclass(frozen=True)
@@ -53,13 +52,6 @@ class GatedPixelCNNConfig(PriorConfig):
             raise ValueError(f"kernel_size must be odd and at least 3, got {self.kernel_size}")
 
 
-class _Streams(NamedTuple):
-    """What is known above a position and what is known to its left, both ``[B, C, H, W]``."""
-
-    vertical: Tensor
-    horizontal: Tensor
-
-
 def _gate(x: Tensor) -> Tensor:
     """``tanh(a) * sigmoid(b)`` for ``x = [a, b]`` split in channels: equation 2."""
     signal, gate = x.chunk(2, dim=1)
@@ -81,8 +73,8 @@ class GatedLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, streams: _Streams, label_rows: Tensor | None, context: Tensor | None
-    ) -> _Streams:
+        self, streams: Streams, label_rows: Tensor | None, context: Tensor | None
+    ) -> Streams:
         """Both streams one layer on, given rows ``[B]`` of the label table and the context."""
         vertical, horizontal = streams
         above, left = self.conditions(label_rows, context)
@@ -91,7 +83,7 @@ class GatedLayer(nn.Module):
         vertical = self.down(vertical, window, above)
         seen = self.horizontal(F.pad(horizontal, (self.reach, 0)))
         gates = seen + self.vertical_to_horizontal(vertical) + left
-        return _Streams(vertical, horizontal + self.horizontal_out(self.dropout(_gate(gates))))
+        return Streams(vertical, horizontal + self.horizontal_out(self.dropout(_gate(gates))))
 
     def down(self, vertical: Tensor, window: Tensor, above: Tensor | float) -> Tensor:
         """The vertical stream ``[B, C, H, W]`` from its padded window ``[B, C, H + r, W + 2r]``."""
@@ -126,21 +118,16 @@ class GatedPixelCNN(Prior):
 
     def __init__(self, config: GatedPixelCNNConfig) -> None:
         super().__init__(config)
-        channels, reach = config.channels, config.kernel_size // 2
+        channels = config.channels
         self.embedding = nn.Embedding(config.codebook_size, channels)
-        self.above = nn.Conv2d(channels, channels, (reach, config.kernel_size))
-        self.left = nn.Conv2d(channels, channels, (1, reach))
-        self.position = nn.Linear(POSITION_FEATURES, 2 * channels)
+        self.input = InputStreams(channels, config.kernel_size)
         self.layers = nn.ModuleList(
             GatedLayer(config, self.num_label_rows) for _ in range(config.layers)
         )
         self.hidden = nn.Conv2d(channels, 2 * channels, 1)
         self.logits = nn.Conv2d(2 * channels, config.codebook_size, 1)
         self.dropout = nn.Dropout(config.dropout)
-        # start near log K, the loss of knowing nothing
-        with torch.no_grad():
-            for parameter in self.logits.parameters():
-                parameter.mul_(0.1)
+        start_near_uniform(self.logits)
 
     @property
     def reach(self) -> int:
@@ -157,7 +144,8 @@ class GatedPixelCNN(Prior):
         self.check_codes(codes)
         features = self.features(context, codes.shape[0], codes.shape[1:])
         rows = self.hidden_labels(self.label_rows(labels, codes.shape[0]))
-        streams = self._input(codes)
+        embedded = self.hidden_codes(self.embedding(codes)).permute(0, 3, 1, 2)  # [B, C, H, W]
+        streams = self.input(embedded)
         for layer in self.layers:
             streams = layer(streams, rows, features)
         hidden = self.hidden(F.silu(streams.horizontal))
@@ -175,18 +163,3 @@ class GatedPixelCNN(Prior):
         features = self.features(context, batch, shape)
         rows = self.label_rows(labels, batch)
         return GatedPixelCNNStepper(self, batch, (height, width), rows, features)
-
-    def _input(self, codes: Tensor) -> _Streams:
-        """The input layer: strictly above and strictly left, plus the position."""
-        reach = self.config.kernel_size // 2
-        x = self.hidden_codes(self.embedding(codes)).permute(0, 3, 1, 2)  # [B, C, H, W]
-        above = self.above(F.pad(x[:, :, :-1], (reach, reach, reach, 0)))
-        left = self.left(F.pad(x[..., :-1], (reach, 0)))
-        down, right = self.positions(codes.shape[1], codes.shape[2])
-        return _Streams(above + down, left + right)
-
-    def positions(self, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """What the position adds to the vertical and the horizontal input, each ``[C, H, W]``."""
-        features = position_features(height, width, self.position.weight)
-        down, right = self.position(features).permute(2, 0, 1).chunk(2)
-        return down, right

@@ -11,9 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,8 +19,9 @@ from fastvq import _checks
 from fastvq.priors._attention import CausalAttention
 from fastvq.priors._conditions import Conditions
 from fastvq.priors._pixelsnail_stepper import PixelSNAILStepper
-from fastvq.priors._positions import POSITION_FEATURES, position_features
-from fastvq.priors.base import Context, Prior, PriorConfig
+from fastvq.priors._positions import position_features
+from fastvq.priors._streams import InputStreams, Streams
+from fastvq.priors.base import Context, Prior, PriorConfig, start_near_uniform
 
 
 @dataclass(frozen=True)
@@ -73,13 +72,6 @@ class PixelSNAILConfig(PriorConfig):
             raise ValueError(f"kernel_size must be odd and at least 3, got {self.kernel_size}")
 
 
-class _Streams(NamedTuple):
-    """What is known above a position and what is known to its left, both ``[B, C, H, W]``."""
-
-    vertical: Tensor
-    horizontal: Tensor
-
-
 class GatedResidual(nn.Module):
     r"""One gated residual layer of both streams; the vertical one feeds the horizontal one.
 
@@ -101,8 +93,8 @@ class GatedResidual(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, streams: _Streams, label_rows: Tensor | None, context: Tensor | None
-    ) -> _Streams:
+        self, streams: Streams, label_rows: Tensor | None, context: Tensor | None
+    ) -> Streams:
         """Both streams one layer on, given rows ``[B]`` of the label table and the context."""
         vertical, horizontal = streams
         above, left = self.conditions(label_rows, context)
@@ -112,7 +104,7 @@ class GatedResidual(nn.Module):
         seen = self.horizontal(F.pad(F.silu(horizontal), (self.reach, 0)))
         inner = F.silu(seen + self.vertical_to_horizontal(vertical) + left)
         gained = F.glu(self.horizontal_out(inner), dim=1)
-        return _Streams(vertical, horizontal + self.dropout(gained))
+        return Streams(vertical, horizontal + self.dropout(gained))
 
     def down(self, vertical: Tensor, window: Tensor, above: Tensor | float) -> Tensor:
         """The vertical stream ``[B, C, H, W]`` from its padded window ``[B, C, H + r, W + 2r]``.
@@ -158,12 +150,12 @@ class Block(nn.Module):
 
     def forward(
         self,
-        streams: _Streams,
+        streams: Streams,
         codes: Tensor,
         positions: Tensor,
         label_rows: Tensor | None,
         context: Tensor | None,
-    ) -> _Streams:
+    ) -> Streams:
         """Both streams one block on.
 
         Args:
@@ -184,7 +176,7 @@ class Block(nn.Module):
             positions.flatten(0, 1),
         )
         gained = gained.transpose(1, 2).unflatten(2, horizontal.shape[2:])
-        return _Streams(vertical, horizontal + self.dropout(gained))
+        return Streams(vertical, horizontal + self.dropout(gained))
 
 
 class PixelSNAIL(Prior):
@@ -200,6 +192,7 @@ class PixelSNAIL(Prior):
         config: see :class:`PixelSNAILConfig`.
 
     Example:
+        >>> import torch
         >>> prior = PixelSNAIL(PixelSNAILConfig(codebook_size=64, num_classes=10))
         >>> codes, labels = torch.randint(64, (8, 4, 4)), torch.randint(10, (8,))
         >>> prior(codes, labels).shape
@@ -212,20 +205,15 @@ class PixelSNAIL(Prior):
 
     def __init__(self, config: PixelSNAILConfig) -> None:
         super().__init__(config)
-        channels, reach = config.channels, config.kernel_size // 2
+        channels = config.channels
         self.embedding = nn.Embedding(config.codebook_size, channels)
-        self.above = nn.Conv2d(channels, channels, (reach, config.kernel_size))
-        self.left = nn.Conv2d(channels, channels, (1, reach))
-        self.position = nn.Linear(POSITION_FEATURES, 2 * channels)
+        self.input = InputStreams(channels, config.kernel_size)
         self.blocks = nn.ModuleList(
             Block(config, self.num_label_rows) for _ in range(config.blocks)
         )
         self.output = nn.Sequential(*(OutputResidual(config) for _ in range(config.output_layers)))
         self.logits = nn.Conv2d(channels, config.codebook_size, 1)
-        # start near log K, the loss of knowing nothing
-        with torch.no_grad():
-            for parameter in self.logits.parameters():
-                parameter.mul_(0.1)
+        start_near_uniform(self.logits)
 
     @property
     def reach(self) -> float:
@@ -246,8 +234,8 @@ class PixelSNAIL(Prior):
         features = self.features(context, codes.shape[0], codes.shape[1:])
         rows = self.hidden_labels(self.label_rows(labels, codes.shape[0]))
         embedded = self.hidden_codes(self.embedding(codes)).permute(0, 3, 1, 2)  # [B, C, H, W]
-        positions = position_features(codes.shape[1], codes.shape[2], self.position.weight)
-        streams = self._input(embedded, positions)
+        positions = position_features(codes.shape[1], codes.shape[2], embedded)
+        streams = self.input(embedded)
         for block in self.blocks:
             streams = block(streams, embedded, positions, rows, features)
         hidden = F.silu(self.output(streams.horizontal))
@@ -265,11 +253,3 @@ class PixelSNAIL(Prior):
         features = self.features(context, batch, shape)
         rows = self.label_rows(labels, batch)
         return PixelSNAILStepper(self, batch, (height, width), rows, features)
-
-    def _input(self, embedded: Tensor, positions: Tensor) -> _Streams:
-        """The input layer: strictly above and strictly left, plus the position."""
-        reach = self.config.kernel_size // 2
-        above = self.above(F.pad(embedded[:, :, :-1], (reach, reach, reach, 0)))
-        left = self.left(F.pad(embedded[..., :-1], (reach, 0)))
-        down, right = self.position(positions).permute(2, 0, 1).chunk(2)
-        return _Streams(above + down, left + right)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from fastvq import _checks
 from fastvq.priors._transformer_stepper import TransformerStepper
-from fastvq.priors.base import Context, Prior, PriorConfig
+from fastvq.priors.base import Context, Prior, PriorConfig, start_near_uniform
 
 # shared out among the axes: 48 waves for a sequence, 24 an axis for an image, 16 for a video
 _WAVES = 48
@@ -131,10 +131,7 @@ class Transformer(Prior):
         self.layers = nn.ModuleList(TransformerBlock(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(channels, bias=False)
         self.logits = nn.Linear(channels, config.codebook_size)
-        # start near log K, the loss of knowing nothing
-        with torch.no_grad():
-            for parameter in self.logits.parameters():
-                parameter.mul_(0.1)
+        start_near_uniform(self.logits)
 
     @property
     def reach(self) -> float:

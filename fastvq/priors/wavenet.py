@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from fastvq import _checks
 from fastvq.priors._wavenet_stepper import WaveNetStepper
-from fastvq.priors.base import Context, Prior, PriorConfig
+from fastvq.priors.base import Context, Prior, PriorConfig, start_near_uniform
 
 
 @dataclass(frozen=True)
@@ -150,10 +150,7 @@ class WaveNet(Prior):
         self.hidden = nn.Conv1d(config.skip_channels, config.skip_channels, 1)
         self.logits = nn.Conv1d(config.skip_channels, config.codebook_size, 1)
         self.dropout = nn.Dropout(config.dropout)
-        # start near log K, the loss of knowing nothing
-        with torch.no_grad():
-            for parameter in self.logits.parameters():
-                parameter.mul_(0.1)
+        start_near_uniform(self.logits)
 
     @property
     def reach(self) -> int:

@@ -73,7 +73,7 @@ class PriorCases:
         size = math.prod(shape)
         places = torch.stack(torch.unravel_index(torch.arange(size), shape), dim=-1)
         apart = (places - places[:, None]).abs().amax(-1)
-        return (apart <= prior.reach) & earlier(size)  # type: ignore[operator]
+        return (apart <= prior.reach) & earlier(size)
 
     @classmethod
     def pytest_generate_tests(cls, metafunc: pytest.Metafunc) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
 
 import torch
 from torch import Tensor
@@ -69,13 +68,6 @@ class Batches:
         batch = self._read(positions, torch.Generator().manual_seed(seed))
         return tuple(t.pin_memory() for t in batch) if torch.cuda.is_available() else batch
 
-    def __enter__(self) -> Batches:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Leaves off; what was read ahead is dropped."""
         self._pool.shutdown(cancel_futures=True)

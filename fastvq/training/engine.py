@@ -97,12 +97,11 @@ def fit(
     stepper = _Stepper(task, parts, config, processes)
     window, started = Window(), time.monotonic() - state.seconds
     report = processes.reporting(report)
-    with (
-        MetricsLog(run, after=state.step, enabled=processes.first, tensorboard=config.tensorboard)
-        as log,
-        Progress(config.steps, state.step, report, enabled=processes.first) as progress,
-        Batches(task.batch, stepper.order, processes, config) as batches,
-    ):  # fmt: skip
+    first = processes.first
+    log = MetricsLog(run, after=state.step, enabled=first, tensorboard=config.tensorboard)
+    progress = Progress(config.steps, state.step, report, enabled=first)
+    batches = Batches(task.batch, stepper.order, processes, config)
+    with contextlib.closing(log), contextlib.closing(progress), contextlib.closing(batches):
         while state.step < config.steps and not _is_stale(state, config):
             window.add(stepper.step(state.step, batches.take(state.step)))
             state = replace(state, step=state.step + 1)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 
 import torch
 from torch import Tensor
@@ -55,7 +56,7 @@ def sample_examples(
     batch = count if labels is None else len(labels)
     generator = torch.Generator().manual_seed(seed)
     codes: list[Tensor] = []
-    with SamplingProgress(sum(trained.positions for trained in priors)) as progress:
+    with closing(SamplingProgress(sum(trained.positions for trained in priors))) as progress:
         for trained in priors:
             drawn = sample(
                 trained.prior,

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from types import TracebackType
 
 from torch import Tensor
 
@@ -64,15 +63,8 @@ class Progress:
         else:
             self._report(f"step {self._step}/{self._total}: {text}")
 
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Leaves the bar as it is."""
         self._bar.close()
 
 
@@ -92,13 +84,6 @@ class SamplingProgress:
         """One position is done; the signature is that of `fastvq.priors.sampling.Progress`."""
         self._bar.update()
 
-    def __enter__(self) -> SamplingProgress:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Leaves the bar as it is."""
         self._bar.close()

@@ -43,6 +43,10 @@ class Histogram(Prior):
         super().__init__(PriorConfig(len(logits)))
         self.values = nn.Parameter(torch.tensor(logits))
 
+    @property
+    def reach(self):
+        return 0
+
     def forward(self, codes, labels=None, context=None):
         return self.values.expand(*codes.shape, -1)
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import dataclasses
 import math
+from contextlib import closing
 
 import pytest
 import torch
@@ -62,7 +63,7 @@ def test_what_is_drawn_in_reading_is_a_function_of_step_and_process():
     def drawn(*steps, rank=0):
         """Also where the steps before have not been asked for."""
         read, order = lambda at, generator: (torch.rand(3, generator=generator),), Order(8, 4, 0)
-        with Batches(read, order, Processes(rank, 2), config()) as batches:
+        with closing(Batches(read, order, Processes(rank, 2), config())) as batches:
             return [batches.take(step)[0].tolist() for step in steps]
 
     first, second = drawn(3, 4)
