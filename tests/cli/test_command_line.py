@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import wave
 
 import numpy as np
 import pytest
@@ -136,6 +137,36 @@ def test_a_hierarchy_by_commands(tmp_path, command):
     assert (status, "above must not be set for the top level" in err) == (2, True)
     assert command("sample", run, "--prior", run / "prior", "--out", tmp_path / "x")[0] == 2
     assert not (tmp_path / "x").exists()
+
+
+def test_sound_by_commands(tmp_path, command):
+    """What is drawn and what is decoded has the rate of what was read."""
+    (tmp_path / "sound").mkdir()
+    for index in range(6):
+        samples = (8000 * np.sin(np.arange(128) * (index + 1) / 9)).astype("<i2")
+        with wave.open(str(tmp_path / "sound" / f"{index}.wav"), "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(6000)
+            file.writeframes(samples.tobytes())
+    run = tmp_path / "run"
+    small = [f"--set=model.wavenet_{part}channels=4" for part in ("", "gate_", "skip_")]
+    small += ["--set=model.wavenet_layers=2", "--set=model.strides=[2,2]"]
+    small += ["--set=model.hidden_channels=8", "--set=model.codebook_size=8"]
+    few = ("--set=training.steps=2", "--set=training.validate_every=2")
+    source = ("--data", tmp_path / "sound", "--set=data.length=64")
+    assert command("train", "--model=wavenet_vqvae", "--out", run, *source, *small, *few)[0] == 0
+    assert command("train-prior", run, "--set=model.layers=1", *few)[0] == 0
+    assert command("sample", run, "-n2", "--out", tmp_path / "drawn")[0] == 0
+    assert command("encode", run, "--out", tmp_path / "c.npz")[0] == 0
+    decoded = ("--out", tmp_path / "decoded")
+    status, out, _ = command("decode", run, tmp_path / "c.npz", *decoded)
+    assert (status, out) == (0, f"{tmp_path / 'decoded'}: 12 sounds\n")
+    for folder, count in (("drawn", 2), ("decoded", 12)):
+        files = sorted((tmp_path / folder).glob("*.wav"))
+        assert len(files) == count
+        with wave.open(str(files[0])) as file:
+            assert (file.getframerate(), file.getnframes()) == (6000, 64)
 
 
 def test_an_experiment(tmp_path, command):

@@ -196,7 +196,7 @@ def test_moved_images_keep_to_the_levels_of_a_discrete_likelihood(tmp_path):
         assert torch.equal(codes.grids[0][1797 : 1797 + 256], model.encode(snapped))
 
 
-def test_speech_and_who_speaks(tmp_path, speech):
+def test_speech_and_who_speaks(tmp_path, speech, monkeypatch):
     """Encoder, codes and a WaveNet that is told the speaker; WAV files of what it says."""
     model = trained(tmp_path, speech, "wavenet_vqvae", **WAVENET)
     assert isinstance(model, WaveNetVQVAE)
@@ -223,6 +223,13 @@ def test_speech_and_who_speaks(tmp_path, speech):
     sounds, labels = training.sample_examples(model, priors, 1)
     assert sounds.shape == (2, 1, 64)
     assert labels.tolist() == [0, 1]
+    # of the same codes, what the seed changes is how they are spoken
+    with monkeypatch.context() as patch:
+        same = torch.zeros(2, 16, dtype=torch.int64)
+        patch.setattr(generation, "sample", lambda *_, **__: same)
+        spoken = [training.sample_examples(model, priors, 1, seed=seed)[0] for seed in (0, 1, 0)]
+    assert not torch.equal(spoken[0], spoken[1])
+    assert torch.equal(spoken[0], spoken[2])
     nobody = priors[0]._replace(classes=())
     with pytest.raises(ValueError, match=r"must have the 2 speakers of the model .* got 0"):
         training.sample_examples(model, [nobody], 1)
