@@ -233,7 +233,7 @@ def from_lucidrains(
         codebook_dim=codebook_dim,
         heads=heads,
         metric="cosine" if module.use_cosine_sim else "euclidean",
-        learning=EMA(decay=book.decay, warmup=False) if learns else Frozen(),
+        learning=EMA(decay=book.decay) if learns else Frozen(),
         start=Given(codes) if started else KMeans(iterations=book.kmeans_iters),
         revival=Revival() if book.threshold_ema_dead_code > 0 else None,
         commitment_weight=module.commitment_weight,

@@ -20,8 +20,6 @@ from fastvq.nn.start import KMeans, Start
 _USAGE_DECAY = 0.99
 # below this fraction of uniform use a code counts as dead in `usage`, when nothing revives it
 _DEAD = 0.01
-# of the t-th update t / (t + 9) is kept at most
-_FORGETTING = 9
 _NARROW = (torch.float16, torch.bfloat16)
 
 
@@ -47,7 +45,6 @@ class Codebook(nn.Module):
         cluster_size: ``[H, K]``, moving average of the number of vectors each code takes in a
             step. Starts at 1, so that a code unused in the first step stays where it is.
         started: whether the codes hold their start; false until k-means has seen data.
-        updates: how many updates there have been; only with ``EMA(warmup=True)``.
         pending_counts, pending_residuals, pending_steps: what gradient accumulation has gathered
             since the last update; only with ``EMA(every=2)`` and more.
 
@@ -58,7 +55,6 @@ class Codebook(nn.Module):
     vectors: Tensor
     cluster_size: Tensor
     started: Tensor
-    updates: Tensor
     pending_counts: Tensor
     pending_residuals: Tensor
     pending_steps: Tensor
@@ -86,8 +82,6 @@ class Codebook(nn.Module):
         self.register_buffer("started", torch.tensor(not isinstance(start, KMeans)))
         # once true it is remembered in Python, for reading a tensor makes the host wait
         self._started = False
-        if isinstance(learning, EMA) and learning.warmup:
-            self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         if isinstance(learning, EMA) and learning.every > 1:
             self.register_buffer("pending_counts", torch.zeros(heads, codebook_size))
             self.register_buffer("pending_residuals", torch.zeros(heads, codebook_size, dim))
@@ -167,13 +161,11 @@ class Codebook(nn.Module):
 
     def _move(self, counts: Tensor, residuals: Tensor, due: Tensor | bool) -> None:
         """The moving averages of counts and codes."""
-        counts, before = counts.to(self.cluster_size.dtype), self.cluster_size.clone()
-        usual = self.learning.decay if isinstance(self.learning, EMA) else _USAGE_DECAY
-        self._write(self.cluster_size, usual * before + (1 - usual) * counts, due)
+        decay = self.learning.decay if isinstance(self.learning, EMA) else _USAGE_DECAY
+        size = decay * self.cluster_size + (1 - decay) * counts.to(self.cluster_size.dtype)
+        self._write(self.cluster_size, size, due)
         if not isinstance(self.learning, EMA):
             return
-        decay = self._decay(self.learning, due)
-        size = decay * before + (1 - decay) * counts
         # a count long unused may reach zero; its residual is then zero as well
         rate = (1 - decay) / size.clamp_min(torch.finfo(size.dtype).tiny)
         step = rate.unsqueeze(-1) * residuals.to(self.vectors.dtype)
@@ -181,14 +173,6 @@ class Codebook(nn.Module):
         # between where it was and the mean of its vectors, which cannot overflow
         step = step.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
         self._write(self.vectors, self._normalized(step.add_(self.vectors)), due)
-
-    def _decay(self, learning: EMA, due: Tensor | bool) -> Tensor | float:
-        """What the codes keep of themselves in this update, which is counted if it is due."""
-        if not learning.warmup:
-            return learning.decay
-        self.updates += due
-        done = self.updates.to(self.cluster_size.dtype)
-        return (done / (done + _FORGETTING)).clamp(max=learning.decay)
 
     def _revive(self, x: Tensor, indices: Tensor, due: Tensor | bool, revival: Revival) -> None:
         """Puts a random vector of the batch in the place of each dead code."""

@@ -22,27 +22,16 @@ class EMA:
     :math:`N_k c_k` at every step, the first one included. A code that receives nothing stays
     where it is.
 
-    An encoder moves fastest in its first steps, and an average that remembers them keeps codes
-    where no vectors are left. With ``warmup`` the t-th update therefore moves the codes with
-
-    .. math:: \gamma_t = \min\left(\gamma, \frac{t}{t + 9}\right)
-
-    in place of :math:`\gamma` (0.9 at t = 81, 0.99 from t = 891 on); the counts, which tell what
-    code is dead, are averaged with :math:`\gamma` from the start.
-
     Args:
         decay: :math:`\gamma` in [0, 1).
         every: training forwards that make one update; set it to the number of accumulation steps
             and the update equals that of the whole batch.
-        warmup: forget the first steps sooner; ``False`` is the paper's constant decay.
 
-    Source: 1711.00937, appendix A.1; the warm-up is that of averages of weights in TensorFlow's
-    ``ExponentialMovingAverage(num_updates=...)``, ``(1 + n) / (10 + n)``.
+    Source: 1711.00937, appendix A.1.
     """
 
     decay: float = 0.99
     every: int = 1
-    warmup: bool = True
 
     def __post_init__(self) -> None:
         _checks.fraction("decay", self.decay)

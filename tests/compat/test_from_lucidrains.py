@@ -51,7 +51,7 @@ def test_a_converted_quantizer_gives_the_same_codes_and_outputs(name):
     assert not vq.training
     assert vq.commitment_weight == 0.5
     frozen = name == "frozen"
-    assert vq.book.learning == (fastvq.Frozen() if frozen else fastvq.EMA(decay=0.9, warmup=False))
+    assert vq.book.learning == (fastvq.Frozen() if frozen else fastvq.EMA(decay=0.9))
     assert vq.book.revival == (fastvq.Revival() if name == "revived" else None)
     # nothing is shared, and training goes on
     before = module._codebook.embed.clone()

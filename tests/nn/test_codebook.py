@@ -11,8 +11,7 @@ from fastvq import EMA, Frozen, Given, Gradient, KMeans, Uniform, VectorQuantize
 def test_ema_is_the_papers(backend):
     """Appendix A.1 in its own variables, N and m, in float64, over several steps."""
     start = torch.randn(12, 6)
-    learning = EMA(0.9, warmup=False)
-    quantizer = VectorQuantizer(6, 12, start=Given(start), learning=learning, revival=None)
+    quantizer = VectorQuantizer(6, 12, start=Given(start), learning=EMA(0.9), revival=None)
     size, total = torch.ones(12, dtype=torch.float64), start.double()
     for step in range(20):
         x = torch.randn(40, 6) + 0.1 * step
@@ -24,27 +23,6 @@ def test_ema_is_the_papers(backend):
         sums = torch.zeros(12, 6, dtype=torch.float64).index_add_(0, indices, x.double())
         size, total = 0.9 * size + 0.1 * counts, 0.9 * total + 0.1 * sums
         testing.assert_within(quantizer.codebook, total / size.unsqueeze(-1), 1e-5)
-
-
-def test_the_first_updates_forget_more(backend):
-    """By the formula of `EMA`, in float64: codes with gamma_t, counts with gamma."""
-    start = torch.randn(12, 6)
-    quantizer = VectorQuantizer(6, 12, start=Given(start), learning=EMA(0.6), revival=None)
-    size, codes = torch.ones(12, dtype=torch.float64), start.double()
-    # from the 14th update on t / (t + 9) is above 0.6
-    for t in range(1, 20):
-        x = torch.randn(40, 6) + 0.1 * t
-        indices = quantizer.encode(x)
-        quantizer(x)
-        counts = torch.bincount(indices, minlength=12).double()
-        sums = torch.zeros(12, 6, dtype=torch.float64).index_add_(0, indices, x.double())
-        gamma = min(0.6, t / (t + 9))
-        moving = gamma * size + (1 - gamma) * counts
-        codes = codes + (1 - gamma) / moving[:, None] * (sums - counts[:, None] * codes)
-        size = 0.6 * size + 0.4 * counts
-        testing.assert_within(quantizer.codebook, codes, 1e-5)
-        testing.assert_within(quantizer.book.cluster_size[0], size, 1e-5)
-        codes = quantizer.codebook.double()
 
 
 def check_first_steps(codebook, data):
@@ -209,8 +187,7 @@ def test_a_useless_first_batch_does_not_use_up_the_start(useless):
 
 def test_a_start_that_others_wrote_counts():
     # as DistributedDataParallel and averaged models do: into the buffers, past load_state_dict
-    slow = EMA(warmup=False)
-    trained, other = (VectorQuantizer(8, 16, learning=slow, revival=None) for _ in range(2))
+    trained, other = VectorQuantizer(8, 16), VectorQuantizer(8, 16, revival=None)
     trained(torch.randn(64, 8) + 9)
     for mine, theirs in zip(other.buffers(), trained.buffers(), strict=True):
         mine.copy_(theirs)

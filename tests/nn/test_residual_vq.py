@@ -68,8 +68,7 @@ def test_every_level_starts_from_its_own_residuals():
 @pytest.mark.parametrize("decay", [0.0, 0.9])
 def test_ema_of_each_level_is_the_papers(decay):
     given, x = codebooks(), torch.randn(400, 8)
-    learning = EMA(decay=decay, warmup=False)
-    rvq = ResidualVQ(8, 20, 3, start=Given(given), learning=learning, revival=None)
+    rvq = ResidualVQ(8, 20, 3, start=Given(given), learning=EMA(decay=decay), revival=None)
     indices = rvq(x).indices
     rest = x.double()
     for q in range(3):
