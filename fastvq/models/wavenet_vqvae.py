@@ -10,11 +10,13 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from fastvq import _checks
 from fastvq.models import blocks, networks
 from fastvq.models.base import Bits, Coder
 from fastvq.models.likelihoods import Softmax
 from fastvq.models.networks import Encoder, NetworkConfig
 from fastvq.models.quantizers import QuantizerConfig, make_quantizer
+from fastvq.models.spectrum import SpectrumHead
 from fastvq.priors import WaveNet, WaveNetConfig, sample
 
 
@@ -33,6 +35,9 @@ class WaveNetVQVAEConfig(NetworkConfig, QuantizerConfig):
         strides: downsampling of each stage of the encoder: 64 in all.
         levels: of a sample, 256 of mu-law.
         num_speakers: speakers to tell the decoder apart; ``None`` for one that is not told.
+        spectrum_weight: weight of a second task for the codes, to tell the spectrum around them
+            (`SpectrumHead`). The paper has none (0): its decoder learned to listen in days. In a
+            short training the decoder learns to guess from past samples first, and the codes die.
         wavenet_channels: width of the decoder's stream from layer to layer.
         wavenet_gate_channels: width of its gates.
         wavenet_skip_channels: width of what decides its logits.
@@ -47,6 +52,7 @@ class WaveNetVQVAEConfig(NetworkConfig, QuantizerConfig):
     strides: tuple[int, ...] = (2, 2, 2, 2, 2, 2)
     levels: int = 256
     num_speakers: int | None = None
+    spectrum_weight: float = 1.0
     wavenet_channels: int = 64
     wavenet_gate_channels: int = 64
     wavenet_skip_channels: int = 128
@@ -60,6 +66,7 @@ class WaveNetVQVAEConfig(NetworkConfig, QuantizerConfig):
         for name in ("spatial_dims", "in_channels"):
             if getattr(self, name) != 1:
                 raise ValueError(f"{name} must be 1 for speech, got {getattr(self, name)}")
+        _checks.fraction("spectrum_weight", self.spectrum_weight, high=math.inf)
         self.stages()
         Softmax(self.levels)
         self.wavenet()
@@ -97,9 +104,10 @@ class WaveNetVQVAEOutput(NamedTuple):
 
     Attributes:
         indices: int64 ``[B, l]`` (``[B, l, G]`` with several codebooks), the codes.
-        loss: 0-d, ``reconstruction_loss + quantizer_loss``; what training minimises.
+        loss: 0-d, the sum of the three below; what training minimises.
         reconstruction_loss: 0-d, nats per sample of the decoder.
         quantizer_loss: 0-d, the weighted losses of the quantizer.
+        spectrum_loss: 0-d, the weighted error of the spectrum; 0 where its weight is.
         parameters: ``[B, levels, L]``, the logits of every sample given those before it.
     """
 
@@ -107,6 +115,7 @@ class WaveNetVQVAEOutput(NamedTuple):
     loss: Tensor
     reconstruction_loss: Tensor
     quantizer_loss: Tensor
+    spectrum_loss: Tensor
     parameters: Tensor
 
 
@@ -114,7 +123,7 @@ class WaveNetVQVAE(Coder[Tensor]):
     r"""Strided encoder, quantizer, and a WaveNet that says what the codes stand for.
 
     .. math:: L = -\frac{1}{L} \sum_t \log p(x_t \mid x_1, \dots, x_{t-1}, q, \text{speaker})
-              + L_\text{quantizer}
+              + L_\text{quantizer} + w L_\text{spectrum}
 
     The decoder writes one sample after another, told the speaker and, at every sample, the codes
     around it. What it can guess from the samples before and from the speaker, the codes need not
@@ -151,6 +160,11 @@ class WaveNetVQVAE(Coder[Tensor]):
         self.quantizer = make_quantizer(config)
         # a look at the neighbouring codes, before they are repeated to the rate of the samples
         self.context = blocks.convolution(1, channels, hidden, config.kernel_size)
+        self.spectrum = None
+        if config.spectrum_weight:
+            self.spectrum = SpectrumHead(
+                hidden, math.prod(config.stride), config.levels, config.num_speakers
+            )
         self.decoder = WaveNet(config.wavenet())
 
     @property
@@ -171,10 +185,17 @@ class WaveNetVQVAE(Coder[Tensor]):
         """
         self._check(x)
         quantized, indices, quantizer_loss = self.quantizer(self.encoder(x))
-        logits = self._logits(x, quantized, labels)
+        features = self.context(quantized)
+        logits = self._logits(x, features, labels)
         reconstruction_loss = self.likelihood.loss(logits, x)
-        loss = reconstruction_loss + quantizer_loss
-        return WaveNetVQVAEOutput(indices, loss, reconstruction_loss, quantizer_loss, logits)
+        spectrum_loss = torch.zeros_like(quantizer_loss)
+        if self.spectrum is not None:
+            error = self.spectrum.loss(features, labels, x)
+            spectrum_loss = self.config.spectrum_weight * error
+        loss = reconstruction_loss + quantizer_loss + spectrum_loss
+        return WaveNetVQVAEOutput(
+            indices, loss, reconstruction_loss, quantizer_loss, spectrum_loss, logits
+        )
 
     def encode(self, x: Tensor) -> Tensor:
         """The codes of ``x``: ``[B, 1, L] -> int64 [B, L / stride]`` (``[B, l, G]``)."""
@@ -205,7 +226,7 @@ class WaveNetVQVAE(Coder[Tensor]):
             TypeError, ValueError, IndexError: codes or labels that are none of the model's.
         """
         self._check_grids((indices,))
-        context = self._context(self.quantizer.decode(indices))
+        context = self._upsampled(self.context(self.quantizer.decode(indices)))
         levels = sample(
             self.decoder,
             context.shape[2:],
@@ -237,19 +258,17 @@ class WaveNetVQVAE(Coder[Tensor]):
         In training mode the codebooks do not move.
         """
         self._check(x)
-        quantized = self.quantizer.decode(self._encode(x)[0])
-        return self._bits(self.likelihood.nll(self._logits(x, quantized, labels), x), x, code_bits)
+        features = self.context(self.quantizer.decode(self._encode(x)[0]))
+        return self._bits(self.likelihood.nll(self._logits(x, features, labels), x), x, code_bits)
 
     def _encode(self, x: Tensor) -> tuple[Tensor, ...]:
         return (self.quantizer.encode(self.encoder(x)),)
 
-    def _context(self, quantized: Tensor) -> Tensor:
+    def _upsampled(self, features: Tensor) -> Tensor:
         """``[B, hidden_channels, L]``: every sample has the features of the code it lies in."""
-        stride = math.prod(self.config.stride)
-        features: Tensor = self.context(quantized)
-        return features.repeat_interleave(stride, dim=2)
+        return features.repeat_interleave(math.prod(self.config.stride), dim=2)
 
-    def _logits(self, x: Tensor, quantized: Tensor, labels: Tensor | None) -> Tensor:
+    def _logits(self, x: Tensor, features: Tensor, labels: Tensor | None) -> Tensor:
         digits = self.likelihood.digits(x)[:, 0]
-        logits: Tensor = self.decoder(digits, labels, self._context(quantized))
+        logits: Tensor = self.decoder(digits, labels, self._upsampled(features))
         return logits.transpose(1, 2)  # [B, levels, L]

@@ -139,11 +139,8 @@ class _Task:
             output = self.module(examples, metrics.speakers(self.module, labels))
         else:
             output = self.module(examples)
-        return {
-            "loss": output.loss,
-            "reconstruction_loss": output.reconstruction_loss,
-            "quantizer_loss": output.quantizer_loss,
-        }
+        names = [name for name in output._fields if name.endswith("loss")]
+        return {name: getattr(output, name) for name in names}
 
     def validate(self, module: nn.Module) -> dict[str, float]:
         assert isinstance(module, Coder)

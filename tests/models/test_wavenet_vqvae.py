@@ -69,8 +69,8 @@ def test_shapes(quantizer):
     assert model.decode(model.encode(x), SPEAKERS).shape == x.shape
 
 
-def test_the_loss_is_the_decoders_and_the_quantizers():
-    model = small()
+def test_the_loss_is_the_sum_of_the_decoders_the_quantizers_and_the_spectrums():
+    model = small(spectrum_weight=0.5)
     x = sound()
     model(x, SPEAKERS)
     model.eval()
@@ -80,12 +80,22 @@ def test_the_loss_is_the_decoders_and_the_quantizers():
     nll = model.decoder.nll((x * 15).round().long()[:, 0], SPEAKERS, context)
     torch.testing.assert_close(out.reconstruction_loss, nll.mean())
     torch.testing.assert_close(out.quantizer_loss, quantizer_loss)
-    torch.testing.assert_close(out.loss, nll.mean() + quantizer_loss)
+    spectrum_loss = 0.5 * model.spectrum.loss(model.context(quantized), SPEAKERS, x)
+    torch.testing.assert_close(out.spectrum_loss, spectrum_loss)
+    torch.testing.assert_close(out.loss, nll.mean() + quantizer_loss + spectrum_loss)
     bits = model.bits_per_dim(x, SPEAKERS, 12.0)
     torch.testing.assert_close(bits.reconstruction, nll.mean(1) / math.log(2))
     torch.testing.assert_close(bits.codes, torch.full((4,), 0.5))
     nominal = model.bits_per_dim(x, SPEAKERS).codes
     torch.testing.assert_close(nominal, torch.full((4,), 6 * 4 / 24))
+
+
+def test_without_a_weight_nothing_is_asked_of_the_spectrum():
+    model = small(spectrum_weight=0.0)
+    assert model.spectrum is None
+    out = model(sound(), SPEAKERS)
+    assert out.spectrum_loss == 0
+    torch.testing.assert_close(out.loss, out.reconstruction_loss + out.quantizer_loss)
 
 
 def test_no_logit_sees_its_own_sample_or_a_later_one():
@@ -94,9 +104,10 @@ def test_no_logit_sees_its_own_sample_or_a_later_one():
     with torch.no_grad():
         quantized = model.quantizer.decode(codes)
         x = sound()
-        before = model._logits(x, quantized, SPEAKERS)
+        features = model.context(quantized)
+        before = model._logits(x, features, SPEAKERS)
         x[..., 10:] = sound()[..., 10:]
-        after = model._logits(x, quantized, SPEAKERS)
+        after = model._logits(x, features, SPEAKERS)
     assert torch.equal(before[..., :11], after[..., :11])
     assert not torch.equal(before[..., 11:], after[..., 11:])
 
@@ -106,7 +117,8 @@ def test_each_sample_is_told_of_the_code_it_lies_in():
     vectors = torch.randn(1, 4, 6)
     moved = vectors.clone()
     moved[..., 3] += 1
-    differs = (model._context(moved) != model._context(vectors)).any(1)[0]
+    before, after = (model._upsampled(model.context(some)) for some in (vectors, moved))
+    differs = (before != after).any(1)[0]
     assert differs.nonzero().flatten().tolist() == [12, 13, 14, 15]
 
 
@@ -132,7 +144,7 @@ def test_the_cache_gives_the_samples_of_full_recomputation():
     codes = model.encode(sound(16).double())
     found = model.decode(codes, SPEAKERS, generator=torch.Generator().manual_seed(2))
     uniforms = torch.rand(4, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    context = model._context(model.quantizer.decode(codes))
+    context = model._upsampled(model.context(model.quantizer.decode(codes)))
     plain = priors.sample_from(model.decoder, uniforms, SPEAKERS, context=context, cached=False)
     assert torch.equal((found[:, 0] * 15).round().long(), plain)
 
