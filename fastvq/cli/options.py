@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from fastvq import training
+from fastvq.models.base import Coder
 from fastvq.training import Codes, TrainedPrior, runs
 from fastvq.training.kinds import MODELS
 
@@ -29,6 +30,9 @@ Source = Annotated[
 ]
 Model = Annotated[
     str | None, typer.Option(help=f"{DEFAULT_MODEL} (the default) or {' or '.join(_OTHERS)}.")
+]
+Device = Annotated[
+    str, typer.Option(help="Where to compute: auto is CUDA where there is one, else the CPU.")
 ]
 Split = Annotated[str, typer.Option(help="train, validation, test or all.")]
 Config = Annotated[Path | None, typer.Option(help="TOML file of settings.")]
@@ -55,17 +59,26 @@ Priors = Annotated[
 ]
 
 
-def encoded(run: Path, data: str | None, copies: int) -> Codes:
+def encoded(run: Path, data: str | None, copies: int, device: str) -> Codes:
     """The codes of a data set by the model of a run, moved copies as the run's training moves."""
-    model = training.load_model(run)
+    model = load_model(run, device)
     splits = training.load_data(run, model, data, report=report)
     jitter = runs.setting(run, "training", training.ModelTraining) if copies else None
     return training.encode_splits(model, splits, copies=copies, jitter=jitter)
 
 
-def load_priors(run: Path, given: list[Path] | None) -> list[TrainedPrior]:
-    """The priors in folders, or those that lie in a run; the top level first."""
-    return [training.load_prior(folder) for folder in given or runs.prior_folders(run)]
+def load_model(run: Path, device: str) -> Coder:
+    """The model of a run, on a device."""
+    where = training.resolve_device(device)
+    return training.load_model(run).to(where)
+
+
+def load_priors(run: Path, given: list[Path] | None, device: str) -> list[TrainedPrior]:
+    """The priors in folders, or those that lie in a run, on a device; the top level first."""
+    priors = [training.load_prior(folder) for folder in given or runs.prior_folders(run)]
+    for trained in priors:
+        trained.prior.to(training.resolve_device(device))
+    return priors
 
 
 def report(line: str) -> None:

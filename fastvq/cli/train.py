@@ -159,7 +159,7 @@ def _model(examples: ExampleSet, *, name: str, values: dict[str, Any]) -> ModelC
 
 def _codes(run: Path, codes: Path | None, copies: int) -> Codes:
     if codes is None:
-        return encoded(run, None, copies)
+        return encoded(run, None, copies, "auto")
     if copies:
         raise ValueError("--copies is for codes made anew: give it to fastvq encode instead")
     grids = Codes.load(codes)

@@ -10,7 +10,18 @@ from typing import Annotated
 import typer
 
 from fastvq import _files, training
-from fastvq.cli.options import Copies, Data, Priors, Run, Split, encoded, load_priors, report
+from fastvq.cli.options import (
+    Copies,
+    Data,
+    Device,
+    Priors,
+    Run,
+    Split,
+    encoded,
+    load_model,
+    load_priors,
+    report,
+)
 from fastvq.training import Codes, media, runs
 
 _IN_A_ROW = 16
@@ -29,9 +40,10 @@ def reconstruct(
     data: Data = None,
     split: Split = "test",
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Examples.")] = 48,
+    device: Device = "auto",
 ) -> None:
     """Show data beside what the codes keep of it."""
-    model = training.load_model(run)
+    model = load_model(run, device)
     examples = training.load_data(run, model, data, report=report).part(split)
     originals, kept = training.reconstruct_examples(model, examples, count)
     path = out or Path(f"reconstructions{media.SUFFIXES[examples.kind]}")
@@ -44,9 +56,10 @@ def encode(
     out: Annotated[Path, typer.Option(help="The .npz to write.")] = Path("codes.npz"),
     data: Data = None,
     copies: Copies = 0,
+    device: Device = "auto",
 ) -> None:
     """Write the codes of a data set."""
-    codes = encoded(run, data, copies)
+    codes = encoded(run, data, copies, device)
     codes.save(out)
     shapes = " and ".join("x".join(map(str, grid.shape[1:])) for grid in codes.grids)
     print(f"{out}: {len(codes)} grids of {shapes} codes, K = {codes.codebook_size}")
@@ -56,9 +69,10 @@ def decode(
     run: Run,
     codes: Annotated[Path, typer.Argument(help="File of `fastvq encode`.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder for one file per example.")] = Path("decoded"),
+    device: Device = "auto",
 ) -> None:
     """Write the data that codes stand for."""
-    model = training.load_model(run)
+    model = load_model(run, device)
     read = Codes.load(codes)
     examples = training.decode_codes(model, read)
     digits = len(str(len(examples)))
@@ -81,10 +95,11 @@ def sample(
     top_k: Annotated[int | None, typer.Option(help="Only the k likeliest codes.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Only the likeliest codes of sum p.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed, the same examples.")] = 0,
+    device: Device = "auto",
 ) -> None:
     """Draw new data: codes from the priors, values from the decoder."""
-    model = training.load_model(run)
-    priors = load_priors(run, prior)
+    model = load_model(run, device)
+    priors = load_priors(run, prior, device)
     examples, labels = training.sample_examples(
         model,
         priors,
@@ -109,11 +124,14 @@ def evaluate(
     split: Split = "test",
     prior: Priors = None,
     out: Annotated[Path | None, typer.Option(help="JSON file to write as well.")] = None,
+    device: Device = "auto",
 ) -> None:
     """Print what is measured on a split, of the VQ-VAE and of its priors, as JSON."""
-    model = training.load_model(run)
+    model = load_model(run, device)
     splits = training.load_data(run, model, data, report=report)
-    priors = load_priors(run, prior) if prior or runs.prior_folders(run, absent_ok=True) else []
+    priors = (
+        load_priors(run, prior, device) if prior or runs.prior_folders(run, absent_ok=True) else []
+    )
     found = training.evaluate(model, splits, split, priors=priors)
     if out is not None:
         _files.write_json(out, found)

@@ -21,7 +21,7 @@ from fastvq.training.prior import (
 )
 from fastvq.training.records import read_metrics
 from fastvq.training.runs import load_data, load_model
-from fastvq.training.settings import TrainingConfig
+from fastvq.training.settings import TrainingConfig, resolve_device
 
 __all__ = [
     "EXPERIMENTS",
@@ -45,6 +45,7 @@ __all__ = [
     "prior_config_for",
     "read_metrics",
     "reconstruct_examples",
+    "resolve_device",
     "resume_model",
     "resume_prior",
     "run_demo",

@@ -58,11 +58,12 @@ def sample_examples(
     codes: list[Tensor] = []
     with closing(SamplingProgress(sum(trained.positions for trained in priors))) as progress:
         for trained in priors:
+            where = next(trained.prior.parameters()).device
             drawn = sample(
                 trained.prior,
                 trained.shape,
-                labels if trained.classes else None,
-                context=tuple(codes) or None,
+                labels.to(where) if labels is not None and trained.classes else None,
+                context=tuple(grid.to(where) for grid in codes) or None,
                 batch=batch,
                 temperature=temperature,
                 top_k=top_k,

@@ -49,8 +49,22 @@ def test_the_way_from_data_to_samples(tmp_path, command, monkeypatch):
     assert (status, out) == (0, f"{codes}: 1797 grids of 4x4 codes, K = 16\n")
     assert command("train-prior", run, "--codes", codes, *TINY_PRIOR)[0] == 0
 
+    status, _, err = command("sample", run, "--device=abacus", "--out", tmp_path / "no.png")
+    assert status != 0
+    assert "abacus" in err
+    assert not (tmp_path / "no.png").exists()
     assert (
-        command("sample", run, "--class=3", "--class=8", "-n2", "--out", tmp_path / "s.png")[0] == 0
+        command(
+            "sample",
+            run,
+            "--device=cpu",
+            "--class=3",
+            "--class=8",
+            "-n2",
+            "--out",
+            tmp_path / "s.png",
+        )[0]
+        == 0
     )
     with Image.open(tmp_path / "s.png") as samples:
         assert samples.width > 2 * 64
