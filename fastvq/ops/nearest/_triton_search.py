@@ -111,7 +111,8 @@ def _scan(
     """Best group, its tile and the second-best group per slot [BLOCK_M, SPLIT, 4]; norms of y.
 
     A slot is what one thread owns of a row of the accumulator: columns (i SPLIT 4 + slot) 2 + p of
-    each of the ``tiles`` tiles of codes. Its group is reduced within the thread, and no lane speaks to another.
+    each of the tiles of codes. Its group is reduced within the thread, and no lane speaks to
+    another.
     """
     LOW: tl.constexpr = limbs_ptr.dtype.element_ty
     sums = tl.zeros([BLOCK_M], tl.float32)
