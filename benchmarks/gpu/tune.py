@@ -26,6 +26,14 @@ BUCKETS = (
     *((1 << 16, 8192, 512), (1 << 16, 8192, 1024)),
 )
 QUICK_BUCKETS = BUCKETS[2:4]
+# fewer rows than programs: the codes are shared out, in shares of at least LEAST tiles, or not
+FEW_ROWS = tuple(
+    (n, *shape)
+    for n in (128, 4096)
+    for shape in ((1024, 64), (1024, 128), (8192, 256), (8192, 512))
+)
+_WHOLE = 1 << 30
+LEASTS = (1, 2, 4, 8, _WHOLE)
 _SAMPLE = 200
 
 
@@ -66,11 +74,22 @@ def _works(setting: Setting, *, compile_only: bool) -> Iterator[Work]:
     for shape in QUICK_BUCKETS if setting.quick else BUCKETS:
         for dtype in (torch.bfloat16, torch.float32):
             work = tiling.Work(shape[2], shape[1], dtype != torch.float32, True)
-            bucket = f"D={shape[2]} K={shape[1]} {str(dtype).removeprefix('torch.')}"
+            bucket = _bucket(shape, dtype)
             for cut in (None, *candidates(work, device)):
                 name = f"{bucket} | {'as shipped' if cut is None else _row(shape[2], cut)}"
-                run = partial(_try, shape, dtype, cut, compile_only=compile_only)
+                run = partial(_try, shape, dtype, cut, tiling.LEAST, compile_only=compile_only)
                 yield Work(name, partial(setting.on, "triton", run))
+    for shape in () if setting.quick else FEW_ROWS:
+        for dtype in (torch.bfloat16, torch.float32):
+            for least in LEASTS:
+                row = "as shipped" if least == tiling.LEAST else f"LEAST = {least}"
+                name = f"N={shape[0]} {_bucket(shape, dtype)} | {row}"
+                run = partial(_try, shape, dtype, None, least, compile_only=compile_only)
+                yield Work(name, partial(setting.on, "triton", run))
+
+
+def _bucket(shape: tuple[int, int, int], dtype: torch.dtype) -> str:
+    return f"D={shape[2]} K={shape[1]} {str(dtype).removeprefix('torch.')}"
 
 
 def _row(channels: int, cut: Any) -> str:
@@ -78,11 +97,11 @@ def _row(channels: int, cut: Any) -> str:
 
 
 def _try(
-    shape: tuple[int, int, int], dtype: torch.dtype, cut: Any, *, compile_only: bool
+    shape: tuple[int, int, int], dtype: torch.dtype, cut: Any, least: int, *, compile_only: bool
 ) -> Figures:
-    rows = 4096 if compile_only else shape[0]
+    rows = min(4096, shape[0]) if compile_only else shape[0]
     x, codebook = vectors((rows, *shape[1:]), dtype)
-    with _launched_with(cut):
+    with _launched_with(cut, least):
         try:
             found = fastvq.ops.nearest(x, codebook)
         except Exception as error:
@@ -97,15 +116,16 @@ def _try(
 
 
 @contextlib.contextmanager
-def _launched_with(cut: Any) -> Iterator[None]:
+def _launched_with(cut: Any, least: int) -> Iterator[None]:
     tiling = import_module("fastvq.ops.nearest._triton_tiling")
-    shipped = tiling.coarse_cut
+    shipped = tiling.coarse_cut, tiling.LEAST
+    tiling.LEAST = least
     if cut is not None:
         tiling.coarse_cut = lambda *_: cut
     try:
         yield
     finally:
-        tiling.coarse_cut = shipped
+        tiling.coarse_cut, tiling.LEAST = shipped
 
 
 def winners(records: list[Record]) -> Iterator[str]:

@@ -57,7 +57,8 @@ ROWS = tuple(
 # and what the rows do not tell apart
 CASES = (
     *ROWS,
-    Case("nearest", 8192, 8192, 64),  # another N, the same kernels
+    # other N, shared out and not, the same kernels
+    *(Case("nearest", rows, 8192, 64) for rows in (8192, 1, 1001, 40001)),
     Case("nearest", 4096, 1024, 64, "cosine", BRAIN, BRAIN),
     Case("nearest", 4096, 512, 64, "euclidean", HALF, HALF, channels_first=True),
     Case("nearest", 4096, 1000, 100, "dot"),

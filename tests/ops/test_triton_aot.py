@@ -101,8 +101,8 @@ def test_products_are_of_16_bit_operands(inspected):
 
 
 def test_another_number_of_rows_compiles_nothing(kernels):
-    again = [k for k in kernels if k["rows"] == 8192]
-    assert again
+    again = [k for k in kernels if k["rows"] in (8192, 1, 1001, 40001) and k["channels"] != 3]
+    assert len(again) > 4 * 8
     assert [k for k in again if k["facts"] is not None] == []
 
 

@@ -6,7 +6,9 @@ r"""Exact search on matrix units: three passes, each for the rows that the one b
 3. **float64** by direct differences, the rows pass 2 lists.
 
 Lists are written through atomic counters and read by launches of fixed size: no host
-synchronisation, and no result depends on the order of a list.
+synchronisation, and no result depends on the order of a list. Passes 1 and 2 of few rows share out
+the codes to programs that would be idle, and merge what these find (``_triton_shares.py``): the
+same scores, and so the same answer, bit for bit.
 
 **Scores.** Let m be any vector (a mean of codes), :math:`c' = c - m` and :math:`x' = x - m`
 (euclidean; the products keep x, and cosine takes unit codes). With powers of two :math:`\sigma`
@@ -58,6 +60,7 @@ from typing import NamedTuple
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 from fastvq.ops._layout import compute_dtype
@@ -71,16 +74,22 @@ from fastvq.ops.nearest._triton_codebook import (
 from fastvq.ops.nearest._triton_float64 import finish_kernel, refine_kernel
 from fastvq.ops.nearest._triton_rescore import rescore_kernel
 from fastvq.ops.nearest._triton_search import search_kernel
+from fastvq.ops.nearest._triton_shares import PLANES, merge_kernel
 from fastvq.ops.nearest._triton_tiling import (
     Device,
+    Tiling,
     Work,
     padded_channels,
     padded_codes,
     rescore_tiling,
+    room,
     search_tiling,
+    shares,
 )
 
 REFINE = {"BLOCK_M": 8, "BLOCK_K": 16, "num_warps": 4, "maxnreg": 128}
+MERGE = {"BLOCK_M": 32, "BLOCK_S": 16, "num_warps": 4}
+MERGE_PROGRAMS = 512  # shared codes mean few rows: more find nothing to do
 _INT64_MAX = torch.iinfo(torch.int64).max
 
 
@@ -117,24 +126,18 @@ def _search(
     ready = prepare(codebook, metric, centred=centred, padded=padded, low=low)
     geometry = _Geometry.of(x, codebook)
     operands = (x, ready.limbs, ready.half, ready.centre, ready.state, indices)
-    shape = (*geometry.shape, padded[0], *x.stride())
+    shape = (*geometry.shape, padded[0], *geometry.strides[:4])
     flags = {"D": channels, "CENTRED": centred, "CERTIFY": exact}
     flags["SHIFTED"] = centred and metric == "euclidean"
     pending, unresolved = (_row_list(geometry, x) if exact else indices for _ in range(2))
 
-    tiles = triton.cdiv(geometry.rows, coarse.constants["BLOCK_M"])
-    search_kernel[(tiles, heads)](
-        *operands, indices, pending, *shape,
-        **flags, LIST=ALL_ROWS.value, APPEND=PENDING.value,
-        **coarse.constants, **coarse.options,
-    )  # fmt: skip
+    passes = [_Pass.of(coarse, device, heads, indices, ALL_ROWS, pending, PENDING)]
     if exact:
-        tiles = triton.cdiv(geometry.rows, fine.constants["BLOCK_M"])
-        search_kernel[(min(tiles, 2 * device.processors), heads)](
-            *operands, pending, unresolved, *shape,
-            **flags, LIST=PENDING.value, APPEND=UNRESOLVED.value,
-            **fine.constants, **fine.options,
-        )  # fmt: skip
+        passes.append(_Pass.of(fine, device, heads, pending, PENDING, unresolved, UNRESOLVED))
+    entries = max(room(geometry.rows, padded[0], p.tiling, p.programs) for p in passes)
+    found = x.new_empty((heads, PLANES, entries), dtype=torch.int32)
+    for step in passes:
+        _launch(step, geometry.rows, operands, found, shape, flags)
     again = rescore_tiling(channels, coarse)
     rescore_kernel[(triton.cdiv(geometry.rows, again.constants["BLOCK_M"]), heads)](
         x, codebook, ready.half, ready.weight, ready.centre, ready.state,
@@ -143,6 +146,50 @@ def _search(
     )  # fmt: skip
     if exact:
         _refine(x, codebook, metric, ready, unresolved, indices, distances)
+
+
+class _Pass(NamedTuple):
+    """A pass of the search: the rows that it reads, the list of those that it cannot prove."""
+
+    tiling: Tiling
+    programs: int
+    rows: Tensor
+    source: int  # the counter of ``rows``, or ALL_ROWS
+    unproven: Tensor
+    goal: int  # the counter of ``unproven``
+
+    @classmethod
+    def of(
+        cls, tiling: Tiling, device: Device, heads: int, rows: Tensor, source: tl.constexpr,
+        unproven: Tensor, goal: tl.constexpr,
+    ) -> _Pass:  # fmt: skip
+        programs = tiling.programs(device, heads)
+        return cls(tiling, programs, rows, source.value, unproven, goal.value)
+
+
+def _launch(
+    step: _Pass, rows: int, operands: tuple[Tensor, ...], found: Tensor, shape: tuple[int, ...],
+    flags: dict[str, int | bool],
+) -> None:  # fmt: skip
+    """Searches the rows of a pass; merges where programs may have shared the codes of a row."""
+    heads, codes = shape[2:4]
+    *_, state, indices = operands
+    cut, programs, entries = step.tiling.constants, step.programs, found.shape[-1]
+    listed = step.source >= 0
+    # of a list the device alone knows the length, which may be that of one tile
+    most = shares(1 if listed else rows, codes, step.tiling, programs)
+    items = triton.cdiv(rows, cut["BLOCK_M"]) * most
+    search_kernel[(min(items, programs) if listed else items, heads)](
+        *operands, step.rows, step.unproven, found, *shape, entries, programs,
+        **flags, LIST=step.source, APPEND=step.goal, **cut, **step.tiling.options,
+    )  # fmt: skip
+    if most > 1:
+        blocks = triton.cdiv(rows, MERGE["BLOCK_M"])
+        merge_kernel[(min(blocks, MERGE_PROGRAMS), heads)](
+            found, state, indices, step.rows if listed else step.unproven, step.unproven,
+            rows, heads, codes // cut["BLOCK_K"], entries, programs, cut["BLOCK_M"], cut["LEAST"],
+            step.source, step.goal, CERTIFY=flags["CERTIFY"], **MERGE,
+        )  # fmt: skip
 
 
 def _search_float64(
@@ -202,10 +249,12 @@ class _Geometry(NamedTuple):
     def of(cls, x: Tensor, codebook: Tensor) -> _Geometry:
         batch, inner, heads, _ = x.shape
         rows = batch * inner
-        # one long run of rows keeps their addresses provably regular
-        if x.stride(0) == inner * x.stride(1):
-            inner = rows
-        return cls(rows, (rows, inner, heads), (*x.stride(), *codebook.stride()))
+        stride_b, *strides = x.stride()
+        # one long run of rows keeps their addresses provably regular; no batch follows it, and so
+        # that kernels serve any N, neither number depends on whether 16 divides N
+        if batch == 1 or stride_b == inner * x.stride(1):
+            inner, stride_b = triton.cdiv(rows, 16) * 16, 0
+        return cls(rows, (rows, inner, heads), (stride_b, *strides, *codebook.stride()))
 
 
 def _row_list(geometry: _Geometry, x: Tensor) -> Tensor:

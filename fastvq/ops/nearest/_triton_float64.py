@@ -58,7 +58,7 @@ def _ordered(distance):
     return bits ^ ((bits >> 63) & 0x7FFFFFFFFFFFFFFF)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def refine_kernel(
     x_ptr, codes_ptr, half_ptr, weight_ptr, state_ptr, rows_ptr, indices_ptr,
     N, M, H, K, PADDED_K, SPAN, INDEX_MASK,
@@ -125,7 +125,7 @@ def _distances(
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def finish_kernel(
     x_ptr, codes_ptr, state_ptr, rows_ptr, indices_ptr, distances_ptr,
     N, M, H, INDEX_MASK,

@@ -25,7 +25,7 @@ _SMALLEST = tl.constexpr(2.0**-90)
 _TOLERANCE = tl.constexpr(1e-5)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def rescore_kernel(
     x_ptr, codes_ptr, half_ptr, weight_ptr, centre_ptr, state_ptr,
     indices_ptr, distances_ptr, append_ptr,

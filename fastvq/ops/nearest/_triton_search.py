@@ -18,13 +18,12 @@ from fastvq.ops.nearest._triton_codebook import (
 )
 from fastvq.ops.nearest._triton_rows import (
     NOT_FINITE,
-    UNWRITTEN,
-    append,
     load_centred,
     row_numbers,
     row_offset,
     row_scales,
 )
+from fastvq.ops.nearest._triton_shares import LAST, settle, share_out, store_share
 
 # matrix units align and truncate the terms they add: 1.5 units of float32 cover one term
 _TRUNCATION = tl.constexpr(1.5 * 2.0**-23)
@@ -35,20 +34,23 @@ _INFLATION = tl.constexpr(1.01)
 _UNDERFLOW = tl.constexpr(2.0**-100)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "ROOM", "PROGRAMS"])
 def search_kernel(
     x_ptr, limbs_ptr, half_ptr, centre_ptr, state_ptr, indices_ptr, rows_ptr, append_ptr,
-    N, M, H, PADDED_K, stride_xb, stride_xm, stride_xh, stride_xd,
+    shares_ptr, N, M, H, PADDED_K, stride_xb, stride_xm, stride_xh, stride_xd, ROOM, PROGRAMS,
     D: tl.constexpr, PADDED_D: tl.constexpr, CENTRED: tl.constexpr, SHIFTED: tl.constexpr,
     CERTIFY: tl.constexpr, LIST: tl.constexpr, APPEND: tl.constexpr, RESIDENT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, SPLIT: tl.constexpr,
+    LEAST: tl.constexpr,
 ):  # fmt: skip
     """The group of the nearest code of all rows, or of those of a list; appends uncertain rows.
 
     ``indices`` takes the first code of the group, which the rescoring turns into the nearest one.
     LIST and APPEND are the counters of the list read (ALL_ROWS for none) and of the one written.
     A listed row is searched finely: two limbs, where one is not exact already, and a fresh
-    accumulator for every block of channels. RESIDENT keeps the operand of x in registers.
+    accumulator for every block of channels. RESIDENT keeps the operand of x in registers. Where the
+    rows are too few for PROGRAMS programs, each searches a share of the codes for
+    ``merge_kernel``.
     """
     i_h = tl.program_id(1).to(tl.int64)
     x_ptr += i_h * stride_xh
@@ -61,33 +63,47 @@ def search_kernel(
     count = N
     if FINE:
         count = tl.load(state_ptr + LIST)
-    for i_tile in range(tl.program_id(0), tl.cdiv(count, BLOCK_M), tl.num_programs(0)):
+    tiles = PADDED_K // BLOCK_K
+    span, shares = share_out(count, tiles, PROGRAMS, BLOCK_M, LEAST)
+    for item in range(tl.program_id(0), tl.cdiv(count, BLOCK_M) * shares, tl.num_programs(0)):
+        i_tile, share = item // shares, item % shares
         n, live = row_numbers(i_tile, count, rows_ptr + i_h * N, LIST, BLOCK_M)
         row_ptr = x_ptr + row_offset(n, M, stride_xb, stride_xm)
         tau, sigma, finite = row_scales(
             row_ptr, centre_ptr, state_ptr, live, stride_xd, D, CENTRED, SHIFTED, BLOCK_D
         )
         ratio = tl.maximum(tau / sigma, _UNDERFLOW)
+        first = share * span
         best, second, winner, norms = _scan(
-            row_ptr, limbs_ptr, half_ptr, centre_ptr, live, tau, ratio, PADDED_K, stride_xd,
+            row_ptr, limbs_ptr + first.to(tl.int64) * BLOCK_K * PADDED_D,
+            half_ptr + first * BLOCK_K, centre_ptr, live, tau, ratio,
+            tl.minimum(span, tiles - first), PADDED_K, stride_xd,
             D, PADDED_D, CENTRED, SHIFTED, FINE, RESIDENT, BLOCK_M, BLOCK_K, BLOCK_D, SPLIT,
         )  # fmt: skip
-        group, lowest, following = _winner(best, second, winner, BLOCK_M, BLOCK_K, SPLIT)
+        group, lowest, following = _winner(best, second, winner + first, BLOCK_M, BLOCK_K, SPLIT)
         group = tl.where(finite, group, NOT_FINITE)
+        limit = lowest
         if CERTIFY:
             bound = _score_bound(
                 state_ptr, norms, ratio,
                 CENTRED, SHIFTED, FINE, PADDED_D, BLOCK_D,
             )  # fmt: skip
-            uncertain = live & finite & ~(following > lowest + 2 * bound)
-            group = tl.where(uncertain, UNWRITTEN, group)
-            append(append_ptr + i_h * N, state_ptr + APPEND, n, uncertain)
-        tl.store(indices_ptr + n.to(tl.int64) * H + i_h, group, mask=live)
+            limit += 2 * bound
+        if shares > 1:
+            entry = share * count + i_tile * BLOCK_M + tl.arange(0, BLOCK_M)
+            store_share(
+                shares_ptr + i_h * 4 * ROOM, entry, ROOM, live, lowest, following, limit, group
+            )
+        else:
+            settle(
+                indices_ptr + i_h, append_ptr + i_h * N, state_ptr + APPEND, n, H, live,
+                group, following, limit, CERTIFY,
+            )  # fmt: skip
 
 
 @triton.jit
 def _scan(
-    row_ptr, limbs_ptr, half_ptr, centre_ptr, live, tau, ratio, PADDED_K, stride_d,
+    row_ptr, limbs_ptr, half_ptr, centre_ptr, live, tau, ratio, tiles, PADDED_K, stride_d,
     D: tl.constexpr, PADDED_D: tl.constexpr, CENTRED: tl.constexpr, SHIFTED: tl.constexpr,
     FINE: tl.constexpr, RESIDENT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr, SPLIT: tl.constexpr,
@@ -95,7 +111,8 @@ def _scan(
     """Best group, its tile and the second-best group per slot [BLOCK_M, SPLIT, 4]; norms of y.
 
     A slot is what one thread owns of a row of the accumulator: columns (i SPLIT 4 + slot) 2 + p of
-    each tile of codes. Its group is reduced within the thread, and no lane speaks to another.
+    each of the tiles of codes. Its group is reduced within the thread, and no lane speaks to
+    another.
     """
     LOW: tl.constexpr = limbs_ptr.dtype.element_ty
     sums = tl.zeros([BLOCK_M], tl.float32)
@@ -117,7 +134,7 @@ def _scan(
     second = tl.full([BLOCK_M, SPLIT, 4], float("inf"), tl.float32)
     winner = tl.zeros([BLOCK_M, SPLIT, 4], tl.int32)
     column = tl.arange(0, BLOCK_K)
-    for tile in range(PADDED_K // BLOCK_K):
+    for tile in range(tiles):
         k = tile * BLOCK_K + column
         code_ptr = limbs_ptr + k.to(tl.int64)[None, :] * PADDED_D
         acc = tl.zeros([BLOCK_M, BLOCK_K], tl.float32)
@@ -170,14 +187,12 @@ def _winner(
     SLOTS: tl.constexpr = SPLIT * 4
     best = tl.reshape(best, [BLOCK_M, SLOTS])
     second = tl.reshape(second, [BLOCK_M, SLOTS])
-    winner = tl.reshape(winner, [BLOCK_M, SLOTS])
-    slots = tl.arange(0, SLOTS)[None, :]
+    code = tl.reshape(winner, [BLOCK_M, SLOTS]) * BLOCK_K + tl.arange(0, SLOTS)[None, :] * 2
     lowest = tl.min(best, 1)
-    slot = tl.min(tl.where(best == lowest[:, None], slots, SLOTS - 1), 1)
-    chosen = slots == slot[:, None]
-    tile = tl.max(tl.where(chosen, winner, 0), 1)
-    following = tl.min(tl.where(chosen, second, best), 1)
-    return (tile * BLOCK_K + slot * 2).to(tl.int64), lowest, following
+    # of equal groups the first, so that no order of the shares of a row can matter
+    group = tl.min(tl.where(best > lowest[:, None], LAST, code), 1)
+    following = tl.min(tl.where(code == group[:, None], second, best), 1)
+    return group, lowest, following
 
 
 @triton.jit

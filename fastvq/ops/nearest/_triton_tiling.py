@@ -16,6 +16,9 @@ from torch import Tensor
 
 # of the fine pass, and what every block of codes is a multiple of
 BLOCK_K = 64
+# tiles of codes that repay a program its start: reading x, scaling it, and one more share to merge
+LEAST = 2
+_REGISTERS = 1 << 16  # of a multiprocessor, of every generation
 
 
 class Device(NamedTuple):
@@ -60,6 +63,12 @@ class Tiling(NamedTuple):
 
     constants: dict[str, int | bool]
     options: dict[str, int]
+
+    def programs(self, device: Device, heads: int) -> int:
+        """How many programs of a head the device holds at a time."""
+        threads = 32 * self.options["num_warps"]
+        resident = max(1, _REGISTERS // (threads * self.options["maxnreg"]))
+        return max(1, resident * device.processors // heads)
 
 
 Rows = tuple[tuple[int, Cut], ...]
@@ -118,6 +127,7 @@ def search_tiling(work: Work, device: Device, *, fine: bool) -> Tiling:
         "BLOCK_K": cut.codes,
         "BLOCK_D": cut.channels,
         "SPLIT": cut.split,
+        "LEAST": LEAST,
     }
     options = {"num_warps": cut.warps, "num_stages": cut.stages, "maxnreg": cut.registers}
     return Tiling(constants, options)
@@ -153,6 +163,25 @@ def _irregular_cut(work: Work, device: Device) -> Cut:
     if work.channels <= (64 if device.major >= 10 else 256) and fits(work, resident, device):
         return resident
     return resident._replace(channels=16 if ragged else 32, resident=False, stages=2)
+
+
+def shares(rows: int, codes: int, tiling: Tiling, programs: int) -> int:
+    """How many programs share the ``codes`` K' of a tile of rows: as many as find room at a time.
+
+    ``_triton_shares.share_out`` says the same to the device.
+    """
+    tiles = codes // tiling.constants["BLOCK_K"]
+    wanted = max(1, programs // triton.cdiv(rows, tiling.constants["BLOCK_M"]))
+    return triton.cdiv(tiles, max(triton.cdiv(tiles, wanted), tiling.constants["LEAST"]))
+
+
+def room(rows: int, codes: int, tiling: Tiling, programs: int) -> int:
+    """The most entries that the shares of at most so many rows take, fewer rows included.
+
+    More than one share means at most ``programs`` tiles of rows and shares, and a constant thereby.
+    """
+    most = shares(1, codes, tiling, programs)
+    return min(rows * most, programs * tiling.constants["BLOCK_M"]) if most > 1 else 0
 
 
 def rescore_tiling(channels: int, coarse: Tiling) -> Tiling:
