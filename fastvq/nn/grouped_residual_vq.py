@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -86,7 +88,7 @@ class GroupedResidualVQ(nn.Module):
     @property
     def codebook(self) -> Tensor:
         """The codes of all groups and levels ``[G, Q, K, D / G]``."""
-        return torch.stack([quantizer.codebook for quantizer in self.quantizers])
+        return torch.stack([quantizer.codebook for quantizer in self._each()])
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Quantized:
         """Quantizes x; in training the codebooks learn from it.
@@ -99,7 +101,7 @@ class GroupedResidualVQ(nn.Module):
         Returns:
             :class:`Quantized` with indices ``[..., G, Q]``.
         """
-        parts = zip(self.quantizers, self._parts(x, mask), strict=True)
+        parts = zip(self._each(), self._parts(x, mask), strict=True)
         outs = [quantizer(part, mask) for quantizer, part in parts]
         return Quantized(
             torch.cat([out.quantized for out in outs], self.channel_dim),
@@ -109,7 +111,7 @@ class GroupedResidualVQ(nn.Module):
 
     def encode(self, x: Tensor, levels: int | None = None, beam: int = 1) -> Tensor:
         """The indices of x ``[..., G, Q]``; levels and beam as :meth:`ResidualVQ.encode`."""
-        parts = zip(self.quantizers, self._parts(x, None), strict=True)
+        parts = zip(self._each(), self._parts(x, None), strict=True)
         return torch.stack([q.encode(part, levels, beam) for q, part in parts], -2)
 
     def decode(self, indices: Tensor) -> Tensor:
@@ -125,16 +127,19 @@ class GroupedResidualVQ(nn.Module):
             raise ValueError(
                 f"indices must be [..., G, q] with G = {self.groups}, got {_checks.shape(indices)}"
             )
-        parts = zip(self.quantizers, indices.unbind(-2), strict=True)
+        parts = zip(self._each(), indices.unbind(-2), strict=True)
         return torch.cat([q.decode(part) for q, part in parts], self.channel_dim)
 
     def usage(self) -> tuple[Usage, ...]:
         """How the codebooks of each group are used. Waits for the device: call it when logging."""
-        return tuple(quantizer.usage() for quantizer in self.quantizers)
+        return tuple(quantizer.usage() for quantizer in self._each())
 
     def extra_repr(self) -> str:
         """The arguments that the groups do not show."""
         return f"dim={self.dim}, groups={self.groups}, channel_dim={self.channel_dim}"
+
+    def _each(self) -> list[ResidualVQ]:
+        return cast("list[ResidualVQ]", list(self.quantizers))
 
     def _parts(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
         _layout.check_input(x, mask, self.dim, self.channel_dim)
