@@ -7,6 +7,7 @@ from fastvq.nn.fsq import FSQ
 from fastvq.nn.grouped_residual_vq import GroupedResidualVQ
 from fastvq.nn.learning import EMA, Frozen, Gradient
 from fastvq.nn.lfq import LFQ
+from fastvq.nn.projected_residual_vq import ProjectedResidualVQ
 from fastvq.nn.quantized import Quantized
 from fastvq.nn.random_projection import RandomProjectionQuantizer
 from fastvq.nn.regularizers import Orthogonality
@@ -28,6 +29,7 @@ __all__ = [
     "GroupedResidualVQ",
     "KMeans",
     "Orthogonality",
+    "ProjectedResidualVQ",
     "Quantized",
     "RandomProjectionQuantizer",
     "ResidualVQ",

@@ -76,7 +76,7 @@ def directional_backward(
     grad = x.new_empty(x.shape, dtype=dtype) if to_codes else _output(x, dtype)
     batch, inner, heads, channels = x.shape
     block_m, block_d = _blocks(channels)
-    block_m //= 4  # float64 takes twice the registers, and there are three tiles of it
+    block_m //= 8  # float64 takes twice the registers, and there are three tiles of it
     programs = triton.cdiv(batch * inner, block_m)
     if programs > 0:
         _directional_backward_kernel[(programs, heads)](
