@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Residual quantization: the op, and a quantizer's eval call and training step."""
+"""Residual quantization: a quantizer's eval call and training step, in groups, and by beam."""
 
 from __future__ import annotations
 
@@ -74,3 +74,61 @@ def test_residual_quantizer(row, contender, mode):
             row(group, contender, run, rounds=ROUNDS)
     else:
         row(group, contender, run, rounds=ROUNDS)
+
+
+def build_grouped(contender: str, codebooks: torch.Tensor) -> nn.Module:
+    """The contender's quantizer of two groups, each holding its half of the channels."""
+    levels, k, d = codebooks.shape
+    halves = codebooks.split(d // 2, -1)
+    if contender.startswith("fastvq "):
+        quantizer = fastvq.GroupedResidualVQ(d, k, levels, 2)
+        for group, codes in zip(quantizer.quantizers, halves, strict=True):
+            group.book.vectors.copy_(codes)
+        return quantizer
+    quantizer = peers.lucidrains_grouped(d, k, levels, 2)
+    for group, codes in zip(quantizer.rvqs, halves, strict=True):
+        for layer, codebook in zip(group.layers, codes, strict=True):
+            layer._codebook.embed.copy_(codebook.unsqueeze(0))
+    return quantizer
+
+
+@pytest.mark.parametrize("contender", CONTENDERS)
+def test_grouped_eval(row, contender):
+    n, k, d, levels = SHAPE
+    x, codebooks = inputs()
+    quantizer = build_grouped(contender, codebooks).eval()
+    halves = zip(x[:500].split(d // 2, -1), codebooks.split(d // 2, -1), strict=True)
+    with fastvq.use_backend("reference"):
+        expected = [fastvq.ops.residual(*half).indices for half in halves]
+    indices = quantizer(x[:500].unsqueeze(0))[1]
+    found = indices[0].unbind(-2) if contender.startswith("fastvq ") else indices[:, 0].unbind(0)
+    for actual, wanted in zip(found, expected, strict=True):
+        assert (actual == wanted).all(-1).double().mean() >= 0.99
+
+    def run() -> object:
+        with torch.no_grad():
+            return quantizer(x.unsqueeze(0))
+
+    backend = contender.removeprefix("fastvq ") if contender.startswith("fastvq ") else "auto"
+    with fastvq.use_backend(backend):
+        row(f"eval, N={n} K={k} D={d} Q={levels} G=2", contender, run, rounds=ROUNDS)
+
+
+@pytest.mark.parametrize("contender", ["fastvq", "FAISS ResidualQuantizer"])
+def test_beam(row, contender):
+    """Five sums kept; a beam of the peer in float32, whose error must not be smaller."""
+    _, k, d, _ = SHAPE
+    n, levels, beam = 1024, 4, 5
+    x, codebooks = inputs()
+    x, codebooks = x[:n], codebooks[:levels].contiguous()
+
+    def ours() -> torch.Tensor:
+        return fastvq.ops.beam_search(x, codebooks, beam=beam)
+
+    run = ours if contender == "fastvq" else peers.faiss_beam(x, codebooks, beam)
+    errors = []
+    for indices in (run(), ours()):
+        chosen = zip(codebooks, indices.unbind(-1), strict=True)
+        errors.append((x - sum(codes[index] for codes, index in chosen)).square().mean())
+    assert errors[1] <= errors[0] * (1 + 1e-4)
+    row(f"beam of {beam}, N={n} K={k} D={d} Q={levels}", contender, run, rounds=ROUNDS)

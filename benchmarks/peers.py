@@ -82,3 +82,40 @@ def lucidrains_residual(dim: int, codebook_size: int, levels: int) -> torch.nn.M
         commitment_weight=0.25,
         rotation_trick=False,
     )
+
+
+def lucidrains_grouped(dim: int, codebook_size: int, levels: int, groups: int) -> torch.nn.Module:
+    """lucidrains' GroupedResidualVQ with the same settings in every group."""
+    from vector_quantize_pytorch import GroupedResidualVQ
+
+    return GroupedResidualVQ(
+        dim=dim,
+        groups=groups,
+        codebook_size=codebook_size,
+        num_quantizers=levels,
+        decay=0.99,
+        commitment_weight=0.25,
+        rotation_trick=False,
+    )
+
+
+def faiss_beam(x: Tensor, codebooks: Tensor, beam: int) -> Callable[[], Tensor]:
+    """FAISS's ResidualQuantizer with the given codebooks ``[Q, K, D]``; K a power of two."""
+    import faiss
+
+    levels, k, d = codebooks.shape
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    quantizer = faiss.ResidualQuantizer(d, levels, k.bit_length() - 1)
+    quantizer.max_beam_size = beam
+    faiss.copy_array_to_vector(codebooks.numpy().ravel(), quantizer.codebooks)
+    quantizer.is_trained = True
+    rows = x.numpy()
+
+    def run() -> Tensor:
+        packed = torch.from_numpy(quantizer.compute_codes(rows))
+        bits = (packed.unsqueeze(-1) >> torch.arange(8)) & 1  # little-endian, code after code
+        width = k.bit_length() - 1
+        used = bits.flatten(1)[:, : levels * width].unflatten(1, (levels, width)).long()
+        return (used << torch.arange(width)).sum(-1)
+
+    return run

@@ -12,6 +12,9 @@ STABLE_TORCH_LIBRARY(fastvq_native, m) {
       "quantize_backward(Tensor grad_quantized, Tensor factor, Tensor x, Tensor codebook, "
       "Tensor indices) -> Tensor");
   m.def(
+      "directional_backward(Tensor grad_quantized, Tensor factor, Tensor x, Tensor codebook, "
+      "Tensor indices, str gradient, bool to_codes) -> Tensor");
+  m.def(
       "residual(Tensor x, Tensor codebooks, Tensor? levels) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "residual_backward(Tensor grad_quantized, Tensor factors, Tensor x, Tensor codebooks, "

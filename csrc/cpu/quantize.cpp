@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // quantize(x [B, M, H, D], codebook [H, K, D], indices [B, M, H]) -> quantized, loss, scale
 // quantize_backward(grad, factor, x, codebook, indices) -> grad_x
+// directional_backward(grad, factor, x, codebook, indices, gradient, to_codes) -> grad_x or pulls
 #include "dense.h"
 #include "indices.h"
 #include "kernels.h"
@@ -10,6 +11,8 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <cmath>
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -95,6 +98,109 @@ void backward(const Rows& grad, T factor, const Rows& x, const Rows& codebook,
   }
 }
 
+// A row of gradient: grad * g + x * x + difference * (x - code).
+struct Weights {
+  double grad, x, difference;
+};
+
+struct Rotation {
+  static constexpr int kDots = 5;
+  static void add(double x, double code, double grad, double* dots, int64_t stride) {
+    dots[0] += x * x;
+    dots[stride] += code * code;
+    dots[2 * stride] += x * code;
+    dots[3 * stride] += x * grad;
+    dots[4 * stride] += code * grad;
+  }
+  static Weights weights(const double* dots, int64_t stride) {
+    const double norm_x = std::sqrt(dots[0]), norm_c = std::sqrt(dots[stride]);
+    if (!(norm_x > 0 || norm_x != norm_x)) return {1, 0, 0};
+    const double unit_c = norm_c > 0 ? 1 / norm_c : norm_c;
+    const double scale = norm_c / norm_x;
+    const double cosine = dots[2 * stride] / norm_x * unit_c;
+    const double along_x = dots[3 * stride] / norm_x, along_c = dots[4 * stride] * unit_c;
+    const double mean = 1 + cosine > kOpposite ? (along_x + along_c) / (1 + cosine) : 0;
+    return {scale, (scale * (2 * along_c - mean) - mean) / norm_x, mean / norm_x};
+  }
+  static constexpr double kOpposite = 1.0 / (int64_t{1} << 32);
+};
+
+struct Diveq {
+  static constexpr int kDots = 2;
+  static void add(double x, double code, double grad, double* dots, int64_t stride) {
+    dots[0] += (x - code) * (x - code);
+    dots[stride] += (x - code) * grad;
+  }
+  static Weights weights(const double* dots, int64_t stride) {
+    return {1, 0, dots[0] > 0 ? -dots[stride] / dots[0] : 0};
+  }
+};
+
+// cell(i, d) for the rows of a run that have a code, in the order in which x lies in memory
+template <class T, class Cell>
+void each_cell(const GatherRun<T>& run, const Cell& cell) {
+  if (run.x_depth == 1) {
+    for (int64_t i = 0; i < run.count; ++i) {
+      if (run.codes[i] == nullptr) continue;
+      for (int64_t d = 0; d < run.depth; ++d) cell(i, d);
+    }
+    return;
+  }
+  for (int64_t d = 0; d < run.depth; ++d) {
+    for (int64_t i = 0; i < run.count; ++i) {
+      if (run.codes[i] != nullptr) cell(i, d);
+    }
+  }
+}
+
+template <class Estimator, class X, class T, class O>
+void directional_run(const GatherRun<T>& run, const X* x, const X* grad, double factor,
+                     bool to_codes, O* out) {
+  const auto value = [&](const X* p, int64_t i, int64_t row, int64_t d, int64_t depth) {
+    return static_cast<double>(static_cast<T>(p[i * row + d * depth]));
+  };
+  double dots[Estimator::kDots * kRowsPerTask] = {};
+  each_cell(run, [&](int64_t i, int64_t d) {
+    Estimator::add(value(x, i, run.x_row, d, run.x_depth), run.codes[i][d],
+                   value(grad, i, run.grad_row, d, run.grad_depth), dots + i, kRowsPerTask);
+  });
+  Weights weights[kRowsPerTask];
+  for (int64_t i = 0; i < run.count; ++i) {
+    weights[i] = Estimator::weights(dots + i, kRowsPerTask);
+    if (to_codes) weights[i] = {0, 0, -weights[i].difference};
+    weights[i].difference += factor;
+    if (run.codes[i] != nullptr) continue;
+    for (int64_t d = 0; d < run.depth; ++d) out[i * run.out_row + d * run.out_depth] = O(0);
+  }
+  each_cell(run, [&](int64_t i, int64_t d) {
+    const double row = value(x, i, run.x_row, d, run.x_depth);
+    const double sum = weights[i].grad * value(grad, i, run.grad_row, d, run.grad_depth) +
+                       weights[i].x * row + weights[i].difference * (row - run.codes[i][d]);
+    out[i * run.out_row + d * run.out_depth] = static_cast<O>(static_cast<T>(sum));
+  });
+}
+
+template <class Estimator, class X, class T, class O>
+void directional(const Rows& grad, double factor, const Rows& x, const Rows& codebook,
+                 const Indices& indices, bool to_codes, const Rows& out) {
+  const int64_t tasks = divide_up(x.count(), kRowsPerTask);
+  const X* source = static_cast<const X*>(x.data);
+  const X* slope = static_cast<const X*>(grad.data);
+  O* target = static_cast<O*>(const_cast<void*>(out.data));
+  for (int64_t head = 0; head < x.heads; ++head) {
+    const DenseCodes<T> codes(codebook, head, x.depth);
+    run_tasks(tasks, [&](int64_t task) {
+      const int64_t begin = task * kRowsPerTask;
+      each_run<T>(x, out, grad, head, begin, std::min(x.count(), begin + kRowsPerTask), codes,
+                  indices,
+                  [&](const GatherRun<T>& run, int64_t from, int64_t to, int64_t up) {
+                    directional_run<Estimator, X, T, O>(run, source + from, slope + up, factor,
+                                                        to_codes, target + to);
+                  });
+    });
+  }
+}
+
 bool computes_in_double(const Rows& x, const Rows& codebook) {
   return x.dtype == ScalarType::Double || codebook.dtype == ScalarType::Double;
 }
@@ -142,20 +248,29 @@ std::tuple<Tensor, Tensor, Tensor> quantize(Tensor x, Tensor codebook, Tensor in
           scalar(elements > 0 ? 2.0 / elements : 0.0, wide)};
 }
 
-Tensor quantize_backward(Tensor grad_quantized, Tensor factor, Tensor x, Tensor codebook,
-                         Tensor indices) {
-  const Rows rows = rows_of(x, "x");
-  const Rows codes = rows_of_codebook(codebook, rows);
+Rows rows_of_grad(const Tensor& grad_quantized, const Tensor& x, const Rows& rows) {
   const Rows grad = rows_of(grad_quantized, "grad_quantized");
   check(grad.dtype == rows.dtype && shape_text(grad_quantized) == shape_text(x),
         "grad_quantized must be like x, ", torch::headeronly::toString(rows.dtype), " ",
         shape_text(x), ", got ", torch::headeronly::toString(grad.dtype), " ",
         shape_text(grad_quantized));
-  const bool wide = computes_in_double(rows, codes);
+  return grad;
+}
+
+void check_factor(const Tensor& factor, bool wide) {
   check(factor.numel() == 1 &&
             factor.scalar_type() == (wide ? ScalarType::Double : ScalarType::Float),
         "factor must be a 0-d ", wide ? "float64" : "float32", " tensor, got ",
         torch::headeronly::toString(factor.scalar_type()), " ", shape_text(factor));
+}
+
+Tensor quantize_backward(Tensor grad_quantized, Tensor factor, Tensor x, Tensor codebook,
+                         Tensor indices) {
+  const Rows rows = rows_of(x, "x");
+  const Rows codes = rows_of_codebook(codebook, rows);
+  const Rows grad = rows_of_grad(grad_quantized, x, rows);
+  const bool wide = computes_in_double(rows, codes);
+  check_factor(factor, wide);
   const Indices chosen(indices, rows);
   chosen.check_range(codes.length);
   Tensor grad_x = torch::stable::empty_like(x);
@@ -168,10 +283,42 @@ Tensor quantize_backward(Tensor grad_quantized, Tensor factor, Tensor x, Tensor 
   return grad_x;
 }
 
+Tensor directional_backward(Tensor grad_quantized, Tensor factor, Tensor x, Tensor codebook,
+                            Tensor indices, std::string gradient, bool to_codes) {
+  const Rows rows = rows_of(x, "x");
+  const Rows codes = rows_of_codebook(codebook, rows);
+  const Rows grad = rows_of_grad(grad_quantized, x, rows);
+  const bool wide = computes_in_double(rows, codes);
+  check_factor(factor, wide);
+  check(gradient == "diveq" || (gradient == "rotation" && !to_codes),
+        "gradient must be rotation or diveq, and diveq for the codes, got ", gradient);
+  const Indices chosen(indices, rows);
+  chosen.check_range(codes.length);
+  Tensor result =
+      to_codes ? torch::stable::empty({rows.batch, rows.length, rows.heads, rows.depth},
+                                      wide ? ScalarType::Double : ScalarType::Float)
+               : torch::stable::empty_like(x);
+  const Rows out = rows_of(result, "result");
+  with_types(rows, codes, [&](auto* element, auto* computing) {
+    using X = std::remove_pointer_t<decltype(element)>;
+    using T = std::remove_pointer_t<decltype(computing)>;
+    const double by = static_cast<double>(*factor.const_data_ptr<T>());
+    if (gradient == "rotation") {
+      directional<Rotation, X, T, X>(grad, by, rows, codes, chosen, false, out);
+    } else if (to_codes) {
+      directional<Diveq, X, T, T>(grad, by, rows, codes, chosen, true, out);
+    } else {
+      directional<Diveq, X, T, X>(grad, by, rows, codes, chosen, false, out);
+    }
+  });
+  return result;
+}
+
 }  // namespace
 }  // namespace fastvq
 
 STABLE_TORCH_LIBRARY_IMPL(fastvq_native, CPU, m) {
   m.impl("quantize", TORCH_BOX(&fastvq::quantize));
   m.impl("quantize_backward", TORCH_BOX(&fastvq::quantize_backward));
+  m.impl("directional_backward", TORCH_BOX(&fastvq::directional_backward));
 }

@@ -4,10 +4,13 @@
 from fastvq.nn.bsq import BSQ
 from fastvq.nn.codebook import Codebook, Usage
 from fastvq.nn.fsq import FSQ
+from fastvq.nn.grouped_residual_vq import GroupedResidualVQ
 from fastvq.nn.learning import EMA, Frozen, Gradient
 from fastvq.nn.lfq import LFQ
+from fastvq.nn.projected_residual_vq import ProjectedResidualVQ
 from fastvq.nn.quantized import Quantized
 from fastvq.nn.random_projection import RandomProjectionQuantizer
+from fastvq.nn.regularizers import Orthogonality
 from fastvq.nn.residual_vq import ResidualVQ
 from fastvq.nn.revival import Revival
 from fastvq.nn.simvq import SimVQ
@@ -23,7 +26,10 @@ __all__ = [
     "Frozen",
     "Given",
     "Gradient",
+    "GroupedResidualVQ",
     "KMeans",
+    "Orthogonality",
+    "ProjectedResidualVQ",
     "Quantized",
     "RandomProjectionQuantizer",
     "ResidualVQ",

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from fastvq import _checks
+from fastvq.nn.regularizers import Orthogonality
 
 
 @dataclass(frozen=True)
@@ -42,18 +45,30 @@ class EMA:
 class Gradient:
     r"""Codes are a parameter of the model, moved by the optimizer through the codebook loss.
 
-    .. math:: L = \beta \, L_\text{commitment} + w \, L_\text{codebook}
+    .. math:: L = \beta \, L_\text{commitment} + w \, L_\text{codebook} + \sum_r w_r L_r
 
     Args:
         weight: w, the weight of the codebook loss.
+        regularizers: losses of the codes alone, such as :class:`Orthogonality`.
 
     Source: 1711.00937, section 3.2, equation 3.
     """
 
     weight: float = 1.0
+    regularizers: tuple[Orthogonality, ...] = ()
 
     def __post_init__(self) -> None:
         _checks.fraction("weight", self.weight, high=float("inf"))
+        _checks.instance("regularizers", self.regularizers, tuple)
+        for regularizer in self.regularizers:
+            _checks.instance("regularizers", regularizer, Orthogonality)
+
+    def loss(self, codebook_loss: Tensor, codes: Tensor) -> Tensor:
+        """What codes ``[H, K, D]`` pay: their codebook loss and the regularizers, weighted."""
+        loss = self.weight * codebook_loss
+        for regularizer in self.regularizers:
+            loss = loss + regularizer.weight * regularizer(codes)
+        return loss
 
 
 @dataclass(frozen=True)

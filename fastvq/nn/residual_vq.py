@@ -8,12 +8,14 @@ from torch import Tensor, nn
 
 from fastvq import _checks, ops
 from fastvq.nn import _layout
-from fastvq.nn import start as starts
-from fastvq.nn.codebook import Codebook, Usage
+from fastvq.nn._levels import Levels, SharedLevels
+from fastvq.nn.codebook import Usage
 from fastvq.nn.learning import EMA, Frozen, Gradient, Learning
 from fastvq.nn.quantized import Quantized
 from fastvq.nn.revival import Revival
 from fastvq.nn.start import Given, KMeans, Start, Uniform
+from fastvq.ops.residual.api import GRADIENTS
+from fastvq.ops.residual.api import Gradient as Estimator
 
 
 class ResidualVQ(nn.Module):
@@ -26,7 +28,8 @@ class ResidualVQ(nn.Module):
               \; (+ \, w \sum_q \lVert \operatorname{sg}[r_q] - c_{q,i_q} \rVert^2
               \text{ under Gradient}(w))
 
-    each term averaged over the elements. The gradient of the output passes to the input unchanged.
+    each term averaged over the elements. The gradient of the output passes to the input unchanged,
+    unless another estimator is asked for.
     In training the output uses the codes from before the step's update; in eval nothing changes.
 
     Args:
@@ -38,11 +41,15 @@ class ResidualVQ(nn.Module):
         learning: :class:`EMA`, :class:`Gradient` or :class:`Frozen`.
         start: :class:`KMeans` (of each level's residuals in turn), :class:`Uniform` or
             :class:`Given` vectors ``[Q, K, D]``.
+        shared_codebook: one codebook ``[1, K, D]`` for all levels (RQ-VAE). It starts from x and
+            learns from what every level sees.
         revival: how dead codes come back, or ``None``. Without effect under ``Frozen``.
         commitment_weight: :math:`\beta`.
         dropout: the probability, in training, that a sample of the batch takes only the first n
             levels, n uniform in 1 to Q; the levels it leaves out have index -1. A model trained so
             can be decoded from any number of levels.
+        gradient: how the gradient of the output reaches the input: ``straight_through`` or
+            ``rotation``, as in :func:`fastvq.ops.residual`.
         channel_dim: the dimension of the channels: -1, or 1 for images, audio and video.
 
     Raises:
@@ -75,8 +82,10 @@ class ResidualVQ(nn.Module):
         learning: Learning = EMA(),
         start: Start = KMeans(),
         revival: Revival | None = Revival(),
+        shared_codebook: bool = False,
         commitment_weight: float = 0.25,
         dropout: float = 0.0,
+        gradient: Estimator = "straight_through",
         channel_dim: int = -1,
     ) -> None:
         super().__init__()
@@ -97,7 +106,9 @@ class ResidualVQ(nn.Module):
         self.dim, self.codebook_size, self.num_quantizers = dim, codebook_size, num_quantizers
         self.codebook_dim, self.channel_dim = codebook_dim, channel_dim
         self.commitment_weight, self.dropout = commitment_weight, dropout
-        self.book = _Levels(
+        _checks.one_of("gradient", gradient, GRADIENTS)
+        self.shared_codebook, self.gradient = shared_codebook, gradient
+        self.book = (SharedLevels if shared_codebook else Levels)(
             num_quantizers,
             codebook_size,
             codebook_dim,
@@ -137,12 +148,13 @@ class ResidualVQ(nn.Module):
         rows = self.project_in(rows)
         if self.training:
             self.book.begin(rows.detach(), usable)
-        out = ops.residual(rows, self.book.snapshot(), levels=self._levels(rows, usable))
+        codes, levels = self.book.snapshot(), self._levels(rows, usable)
+        out = ops.residual(rows, codes, levels=levels, gradient=self.gradient)
         if self.training:
             self.book.learn(rows.detach(), out.indices)
         loss = self.commitment_weight * out.commitment_losses.sum()
         if isinstance(self.book.learning, Gradient):
-            loss = loss + self.book.learning.weight * out.codebook_losses.sum()
+            loss = loss + self.book.learning.loss(out.codebook_losses.sum(), codes)
         # autocast may have put the projections in 16 bits; the output is of the input's dtype
         quantized = self.project_out(out.quantized.to(x.dtype)).to(x.dtype)
         if usable is not None:
@@ -150,14 +162,22 @@ class ResidualVQ(nn.Module):
         quantized = _layout.vectors_out(quantized, x, self.channel_dim)
         return Quantized(quantized, self._indices_out(out.indices, x), loss)
 
-    def encode(self, x: Tensor, levels: int | None = None) -> Tensor:
-        """The indices of x ``[..., Q]``, or ``[..., levels]`` of the first levels alone."""
+    def encode(self, x: Tensor, levels: int | None = None, beam: int = 1) -> Tensor:
+        """The indices of x ``[..., Q]``, or ``[..., levels]`` of the first levels alone.
+
+        Args:
+            x: vectors with ``dim`` channels in dimension ``channel_dim``.
+            levels: how many of the first levels; all unless given.
+            beam: 1 for what forward chooses, more for :func:`fastvq.ops.beam_search`, whose sum of
+                codes is never farther from the (projected) vector.
+        """
         levels = self.num_quantizers if levels is None else levels
         if not 1 <= levels <= self.num_quantizers:
             raise ValueError(f"levels must be in [1, {self.num_quantizers}], got {levels}")
         _layout.check_input(x, None, self.dim, self.channel_dim)
         rows = self.project_in(_layout.rows_of(x, self.channel_dim))
-        return self._indices_out(ops.residual(rows, self.book.codes()[:levels]).indices, x)
+        codes = self.book.codes()[:levels]
+        return self._indices_out(ops.beam_search(rows, codes, beam=beam), x)
 
     def decode(self, indices: Tensor) -> Tensor:
         """The vectors of indices, with ``dim`` channels in dimension ``channel_dim``.
@@ -201,8 +221,9 @@ class ResidualVQ(nn.Module):
         return (
             f"dim={self.dim}, codebook_size={self.codebook_size}, "
             f"num_quantizers={self.num_quantizers}, codebook_dim={self.codebook_dim}, "
+            f"shared_codebook={self.shared_codebook}, "
             f"commitment_weight={self.commitment_weight}, dropout={self.dropout}, "
-            f"channel_dim={self.channel_dim}"
+            f"gradient={self.gradient!r}, channel_dim={self.channel_dim}"
         )
 
     def _levels(self, rows: Tensor, usable: Tensor | None) -> Tensor | None:
@@ -219,39 +240,3 @@ class ResidualVQ(nn.Module):
 
     def _indices_out(self, indices: Tensor, x: Tensor) -> Tensor:
         return indices.reshape(*_layout.leading(x, self.channel_dim), indices.shape[-1])
-
-
-class _Levels(Codebook):
-    """Codes ``[Q, K, D]`` of levels that see x ``[B, M, D]`` less the codes before them."""
-
-    def _centres(self, x: Tensor, usable: Tensor, start: KMeans) -> tuple[Tensor, Tensor]:
-        rest = x.to(self.vectors.dtype)
-        levels, found = [], []
-        for codes in self.vectors:
-            centres, some = starts.kmeans(
-                rest.unsqueeze(2), usable, codes.unsqueeze(0), start.iterations
-            )
-            # levels are searched in turn: the next one sees what this one leaves over
-            indices = ops.nearest(rest, centres[0]).indices
-            rest = rest - nn.functional.embedding(indices, centres[0])
-            levels.append(centres)
-            found.append(some)
-        return torch.cat(levels), torch.stack(found).all()
-
-    @torch.no_grad()
-    def learn(self, x: Tensor, indices: Tensor) -> None:
-        """One training step from x ``[B, M, D]`` and its indices ``[B, M, Q]``."""
-        counts, residuals = ops.level_statistics(x, self.vectors, indices)
-        self._learn_from(counts, residuals, x, indices)
-
-    def _vectors_at(self, image: Tensor, row: Tensor, x: Tensor, indices: Tensor) -> Tensor:
-        found = x[image, row].to(self.vectors.dtype)  # [Q, K, D]
-        taken = indices[image, row]  # [Q, K, Q]
-        levels = torch.arange(len(found), device=x.device).view(-1, 1)
-        for q, codes in enumerate(self.vectors[:-1]):
-            level = taken[..., q]
-            before = (levels > q) & (level >= 0)  # [Q, K]
-            code = nn.functional.embedding(level.clamp_min(0), codes)
-            found = found - torch.where(before.unsqueeze(-1), code, 0)
-        own = taken.gather(-1, levels.expand(taken.shape[:2]).unsqueeze(-1))  # [Q, K, 1]
-        return torch.where(own >= 0, found, torch.nan)

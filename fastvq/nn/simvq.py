@@ -10,6 +10,7 @@ from fastvq import _checks, ops
 from fastvq.nn import _layout
 from fastvq.nn.quantized import Quantized
 from fastvq.ops._layout import compute_dtype
+from fastvq.ops.quantize.api import GRADIENTS, Gradient
 
 
 class SimVQ(nn.Module):
@@ -19,7 +20,8 @@ class SimVQ(nn.Module):
               + \beta \lVert x - \operatorname{sg}[c] \rVert^2
 
     averaged over the elements. W is the only thing that learns, so that a step moves all codes,
-    used or not, and none dies alone. The gradient of the output passes to the input unchanged.
+    used or not, and none dies alone. The gradient of the output passes to the input unchanged,
+    unless another estimator is asked for.
 
     Args:
         dim: channels of the input.
@@ -27,6 +29,9 @@ class SimVQ(nn.Module):
         codebook_dim: channels of a frozen code g, ``dim`` unless given.
         codebook_weight: w.
         commitment_weight: :math:`\beta`.
+        gradient: how the gradient of the output reaches the input, as in
+            :func:`fastvq.ops.quantize`: ``straight_through``, ``rotation``, or ``diveq``, whose
+            gradient reaches the map as well.
         channel_dim: the dimension of the channels: -1, or 1 for images, audio and video.
 
     Buffers:
@@ -61,6 +66,7 @@ class SimVQ(nn.Module):
         codebook_dim: int | None = None,
         codebook_weight: float = 1.0,
         commitment_weight: float = 0.25,
+        gradient: Gradient = "straight_through",
         channel_dim: int = -1,
     ) -> None:
         super().__init__()
@@ -73,7 +79,9 @@ class SimVQ(nn.Module):
             _checks.positive(name, size)
         _checks.fraction("codebook_weight", codebook_weight, high=float("inf"))
         _checks.fraction("commitment_weight", commitment_weight, high=float("inf"))
+        _checks.one_of("gradient", gradient, GRADIENTS)
         self.dim, self.codebook_size, self.channel_dim = dim, codebook_size, channel_dim
+        self.gradient = gradient
         self.codebook_weight, self.commitment_weight = codebook_weight, commitment_weight
         self.register_buffer(
             "frozen", torch.randn(codebook_size, codebook_dim) * codebook_dim**-0.5
@@ -100,7 +108,7 @@ class SimVQ(nn.Module):
         indices = ops.nearest(rows, codes).indices  # [B, M]
         if mask is not None:
             indices = torch.where(mask.reshape(indices.shape), indices, -1)
-        out = ops.quantize(rows, codes, indices)
+        out = ops.quantize(rows, codes, indices, gradient=self.gradient)
         loss = self.codebook_weight * out.codebook_loss
         loss = loss + self.commitment_weight * out.commitment_loss
         quantized = _layout.vectors_out(out.quantized, x, self.channel_dim)
@@ -135,5 +143,6 @@ class SimVQ(nn.Module):
         return (
             f"dim={self.dim}, codebook_size={self.codebook_size}, "
             f"codebook_dim={self.frozen.shape[-1]}, codebook_weight={self.codebook_weight}, "
-            f"commitment_weight={self.commitment_weight}, channel_dim={self.channel_dim}"
+            f"commitment_weight={self.commitment_weight}, gradient={self.gradient!r}, "
+            f"channel_dim={self.channel_dim}"
         )

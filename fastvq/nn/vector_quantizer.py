@@ -15,6 +15,8 @@ from fastvq.nn.revival import Revival
 from fastvq.nn.start import Given, KMeans, Start, Uniform
 from fastvq.ops._layout import compute_dtype
 from fastvq.ops.nearest.api import METRICS, Metric
+from fastvq.ops.quantize.api import GRADIENTS
+from fastvq.ops.quantize.api import Gradient as Estimator
 
 
 class VectorQuantizer(nn.Module):
@@ -23,8 +25,9 @@ class VectorQuantizer(nn.Module):
     .. math:: L = \beta \lVert x - \operatorname{sg}[c] \rVert^2
               \; (+ \, w \lVert \operatorname{sg}[x] - c \rVert^2 \text{ under Gradient}(w))
 
-    averaged over the elements. The gradient of the output passes to the input unchanged. In
-    training the output uses the codes from before the step's update; in eval nothing changes.
+    averaged over the elements. The gradient of the output passes to the input unchanged, unless
+    another estimator is asked for. In training the output uses the codes from before the step's
+    update; in eval nothing changes.
 
     Args:
         dim: channels of the input.
@@ -38,6 +41,10 @@ class VectorQuantizer(nn.Module):
         start: :class:`KMeans`, :class:`Uniform` or :class:`Given`.
         revival: how dead codes come back, or ``None``. Without effect under ``Frozen``.
         commitment_weight: :math:`\beta`.
+        gradient: how the gradient of the output reaches the input, as in
+            :func:`fastvq.ops.quantize`: ``straight_through``, ``rotation``, or ``diveq``, which
+            moves the codes as well and so needs ``Gradient`` learning; its paper has it in the
+            place of all losses, ``learning=Gradient(weight=0), commitment_weight=0``.
         channel_dim: the dimension of the channels: -1, or 1 for images, audio and video.
 
     Raises:
@@ -49,7 +56,7 @@ class VectorQuantizer(nn.Module):
         ``torch.compile`` the first training call starts the codebook, so the second compiles anew.
         With several processes, counts and sums are reduced in one call a step.
 
-    Source: 1711.00937, sections 3.1, 3.2 and A.1.
+    Source: 1711.00937, sections 3.1, 3.2 and A.1; rotation: 2410.06424; diveq: 2509.26469.
 
     Example:
         >>> import torch, fastvq
@@ -73,6 +80,7 @@ class VectorQuantizer(nn.Module):
         start: Start = KMeans(),
         revival: Revival | None = Revival(),
         commitment_weight: float = 0.25,
+        gradient: Estimator = "straight_through",
         channel_dim: int = -1,
     ) -> None:
         super().__init__()
@@ -89,9 +97,15 @@ class VectorQuantizer(nn.Module):
         _checks.instance("start", start, KMeans, Uniform, Given)
         if revival is not None:
             _checks.instance("revival", revival, Revival)
+        _checks.one_of("gradient", gradient, GRADIENTS)
+        if gradient == "diveq" and not isinstance(learning, Gradient):
+            raise ValueError(
+                f"gradient 'diveq' moves the codes, and needs learning=Gradient(...), "
+                f"got {learning}"
+            )
         self.dim, self.codebook_size, self.heads = dim, codebook_size, heads
         self.codebook_dim, self.metric, self.channel_dim = codebook_dim, metric, channel_dim
-        self.commitment_weight = commitment_weight
+        self.commitment_weight, self.gradient = commitment_weight, gradient
         self.book = Codebook(
             heads,
             codebook_size,
@@ -129,12 +143,12 @@ class VectorQuantizer(nn.Module):
         indices = self._search(rows, codes)
         if usable is not None:
             indices = torch.where(usable.unsqueeze(-1), indices, -1)
-        out = ops.quantize(rows, codes, indices)
+        out = ops.quantize(rows, codes, indices, gradient=self.gradient)
         if self.training:
             self.book.learn(rows.detach(), indices)
         loss = self.commitment_weight * out.commitment_loss
         if isinstance(self.book.learning, Gradient):
-            loss = loss + self.book.learning.weight * out.codebook_loss
+            loss = loss + self.book.learning.loss(out.codebook_loss, codes)
         # autocast may have put the projections in 16 bits; the output is of the input's dtype
         quantized = self.project_out(out.quantized.to(x.dtype).flatten(-2)).to(x.dtype)
         if usable is not None:
@@ -189,7 +203,8 @@ class VectorQuantizer(nn.Module):
         return (
             f"dim={self.dim}, codebook_size={self.codebook_size}, "
             f"codebook_dim={self.codebook_dim}, heads={self.heads}, metric={self.metric!r}, "
-            f"commitment_weight={self.commitment_weight}, channel_dim={self.channel_dim}"
+            f"commitment_weight={self.commitment_weight}, gradient={self.gradient!r}, "
+            f"channel_dim={self.channel_dim}"
         )
 
     def _rows(self, x: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -3,7 +3,7 @@
 
 from fastvq.ops.nearest import Nearest, nearest
 from fastvq.ops.quantize import Quantize, quantize
-from fastvq.ops.residual import Residual, level_statistics, residual
+from fastvq.ops.residual import Residual, beam_search, level_statistics, residual
 from fastvq.ops.statistics import Statistics, statistics
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Quantize",
     "Residual",
     "Statistics",
+    "beam_search",
     "level_statistics",
     "nearest",
     "quantize",

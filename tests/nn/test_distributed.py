@@ -26,6 +26,8 @@ def _train(rank, rendezvous, folder):
     living = fastvq.VectorQuantizer(6, 30, learning=fastvq.EMA(0.5))
     levels = fastvq.ResidualVQ(6, 10, 2, start=fastvq.Given(_levels()), revival=None)
     living_levels = fastvq.ResidualVQ(6, 30, 2, learning=fastvq.EMA(0.5))
+    shared = fastvq.ResidualVQ(6, 30, 2, learning=fastvq.EMA(0.5), shared_codebook=True)
+    groups = fastvq.GroupedResidualVQ(6, 10, 2, 2, learning=fastvq.EMA(0.5))
     dist.init_process_group(
         "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=PROCESSES
     )
@@ -38,7 +40,10 @@ def _train(rank, rendezvous, folder):
         some = x[:0] if step == 3 and rank == 0 else x
         living(some)
         living_levels(some)
+        shared(some)
+        groups(some)
     quantizers = {"given": given, "living": living, "levels": levels, "live levels": living_levels}
+    quantizers |= {"shared": shared, "groups": groups}
     state = {name: quantizer.codebook for name, quantizer in quantizers.items()}
     torch.save({**state, "batches": torch.stack(batches)}, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -48,7 +53,7 @@ def _train(rank, rendezvous, folder):
 def test_two_processes_share_one_codebook(tmp_path):
     mp.spawn(_train, (str(tmp_path / "rendezvous"), str(tmp_path)), nprocs=PROCESSES)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(PROCESSES))
-    for name in ("given", "living", "levels", "live levels"):
+    for name in ("given", "living", "levels", "live levels", "shared", "groups"):
         assert torch.equal(first[name], second[name]), name
 
     start = torch.randn(10, 6, generator=torch.Generator().manual_seed(1))

@@ -23,6 +23,13 @@ class TestContractWithEverything(QuantizerContract):
         )  # fmt: skip
 
 
+class TestContractShared(QuantizerContract):
+    def make(self, channel_dim=-1):
+        return ResidualVQ(
+            self.dim, 24, 3, shared_codebook=True, gradient="rotation", channel_dim=channel_dim
+        )
+
+
 def codebooks(levels=3, k=20, d=8):
     scale = 0.6 ** torch.arange(levels).view(-1, 1, 1)
     return torch.randn(levels, k, d) * scale
@@ -157,7 +164,69 @@ def test_frozen_never_changes():
     assert torch.equal(rvq.codebook, given)
 
 
+def test_rotation_is_that_of_the_sum_of_codes(backend):
+    given, x = codebooks(), torch.randn(5, 7, 8, requires_grad=True)
+    cotangent = torch.randn_like(x)
+    out = ops.residual(x, given, gradient="rotation")
+    assert torch.equal(out.quantized, ops.residual(x, given).quantized)
+    terms = out.quantized, out.commitment_losses
+    (grad,) = torch.autograd.grad(terms, x, (cotangent, torch.tensor([0.1, 0.2, 0.3])))
+    total = out.quantized.detach().flatten(0, 1)
+    as_code = ops.quantize(x.flatten(0, 1), total, torch.arange(35), gradient="rotation")
+    (turned,) = torch.autograd.grad(as_code.quantized, x, cotangent.flatten(0, 1))
+    losses = ops.residual(x, given).commitment_losses
+    (pulled,) = torch.autograd.grad(losses, x, torch.tensor([0.1, 0.2, 0.3]))
+    fastvq.testing.assert_within(grad, (turned + pulled).double(), 1e-6)
+
+
+def test_shared_codebook_learns_from_all_levels():
+    given, x = torch.randn(20, 8), torch.randn(300, 8)
+    options = {"start": Given(given), "revival": None, "shared_codebook": True}
+    rvq = ResidualVQ(8, 20, 3, learning=EMA(decay=0.5), **options)
+    assert rvq.codebook.shape == (3, 20, 8)
+    indices = rvq(x).indices
+    rest, counts = x.double(), torch.zeros(20, dtype=torch.float64)
+    sums = torch.zeros(20, 8, dtype=torch.float64)
+    for index in indices.unbind(-1):
+        counts += torch.bincount(index, minlength=20)
+        sums.index_add_(0, index, rest)
+        rest = rest - given.double()[index]
+    size = 0.5 + 0.5 * counts
+    mean = (0.5 * given.double() + 0.5 * sums) / size.unsqueeze(-1)
+    expected = torch.where((counts > 0).unsqueeze(-1), mean, given.double())
+    torch.testing.assert_close(rvq.codebook[0].double(), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(rvq.codebook[0], rvq.codebook[2])
+    learned = ResidualVQ(8, 20, 3, learning=Gradient(), **options)
+    learned(x).loss.backward()
+    assert learned.book.vectors.grad.shape == (1, 20, 8)
+
+
+def test_dead_codes_of_a_shared_codebook_come_back_as_residuals_of_all_levels():
+    given = torch.randn(20, 4)
+    given[10:] = 1e4
+    start = Given(given + 50 * (torch.arange(20) < 5).unsqueeze(-1))
+    rvq = ResidualVQ(4, 20, 2, start=start, learning=EMA(decay=0.5), shared_codebook=True)
+    for _ in range(8):
+        rvq(torch.randn(400, 4) + 50)
+    codes = rvq.codebook[0]
+    assert codes.abs().max() < 100
+    assert (codes[10:].norm(dim=-1) > 50).any()
+    assert (codes[10:].norm(dim=-1) < 50).any()
+
+
+def test_beam_never_leaves_more():
+    rvq = ResidualVQ(8, 20, 3, start=Given(codebooks())).eval()
+    x = torch.randn(300, 8)
+    assert torch.equal(rvq.encode(x, beam=1), rvq(x).indices)
+    errors = [(rvq.decode(rvq.encode(x, beam=b)) - x).square().sum(-1) for b in (1, 5)]
+    assert (errors[1] <= errors[0] * (1 + 1e-6)).all()
+    assert errors[1].mean() < errors[0].mean()
+    assert torch.equal(rvq.encode(x, levels=1, beam=5), rvq.encode(x, levels=1))
+
+
 def test_bad_input_is_named():
+    with pytest.raises(ValueError, match="straight_through, rotation, got 'diveq'"):
+        ResidualVQ(8, 20, 3, gradient="diveq")
     with pytest.raises(ValueError, match=r"num_quantizers.*got 0"):
         ResidualVQ(8, 20, 0)
     with pytest.raises(ValueError, match=r"dropout must be in \[0, 1\), got 1"):

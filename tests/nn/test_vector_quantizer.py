@@ -4,7 +4,18 @@ import pytest
 import torch
 from torch import nn
 
-from fastvq import EMA, Frozen, Given, Gradient, KMeans, Revival, Uniform, VectorQuantizer, testing
+from fastvq import (
+    EMA,
+    Frozen,
+    Given,
+    Gradient,
+    KMeans,
+    Revival,
+    Uniform,
+    VectorQuantizer,
+    ops,
+    testing,
+)
 from fastvq.testing.contract import QuantizerContract
 
 
@@ -40,6 +51,51 @@ class TestContractFrozen(QuantizerContract):
         return VectorQuantizer(
             self.dim, 32, learning=Frozen(), start=Uniform(2.0), channel_dim=channel_dim
         )
+
+
+class TestContractByRotation(QuantizerContract):
+    def make(self, channel_dim=-1):
+        return VectorQuantizer(self.dim, 32, gradient="rotation", channel_dim=channel_dim)
+
+
+class TestContractByDiveq(QuantizerContract):
+    def make(self, channel_dim=-1):
+        return VectorQuantizer(
+            self.dim, 32, learning=Gradient(), gradient="diveq", channel_dim=channel_dim
+        )
+
+
+@pytest.mark.parametrize("gradient", ["rotation", "diveq"])
+def test_gradient_is_the_ops(backend, gradient):
+    given = torch.randn(16, 8)
+    quantizer = VectorQuantizer(8, 16, start=Given(given), learning=Gradient(), gradient=gradient)
+    x = torch.randn(3, 10, 8, requires_grad=True)
+    quantized, indices, loss = quantizer(x)
+    actual = torch.autograd.grad((quantized.square().sum(), loss), (x, quantizer.book.vectors))
+    codes = given.clone().requires_grad_()
+    out = ops.quantize(x, codes, indices, gradient=gradient)
+    total = out.quantized.square().sum() + 0.25 * out.commitment_loss + out.codebook_loss
+    wanted = torch.autograd.grad(total, (x, codes))
+    assert torch.equal(actual[0], wanted[0])
+    assert torch.equal(actual[1][0], wanted[1])
+
+
+def test_diveq_alone_trains_codes_and_encoder():
+    """As its paper has it: no commitment loss, no codebook loss."""
+    start = Given(0.1 * torch.randn(16, 2))
+    quantizer = VectorQuantizer(
+        2, 16, start=start, learning=Gradient(weight=0.0), gradient="diveq", commitment_weight=0.0
+    )
+    optimizer = torch.optim.Adam(quantizer.parameters(), 0.02)
+    data = torch.randn(500, 2)
+    errors = []
+    for _ in range(100):
+        optimizer.zero_grad()
+        error = (quantizer(data).quantized - data).square().mean()
+        error.backward()
+        optimizer.step()
+        errors.append(error.item())
+    assert errors[-1] < 0.2 * errors[0]
 
 
 def test_straight_through_and_commitment_gradients(backend):
@@ -206,6 +262,8 @@ BAD_ARGUMENTS = {
     "revival": ({"revival": 2}, TypeError, r"Revival\(...\), got 2"),
     "weight": ({"commitment_weight": -1.0}, ValueError, "commitment_weight must be in"),
     "given": ({"start": Given(torch.randn(16, 7))}, ValueError, r"\[16, 8\], got \[16, 7\]"),
+    "gradient": ({"gradient": "rotate"}, ValueError, "did you mean 'rotation'"),
+    "diveq": ({"gradient": "diveq"}, ValueError, r"learning=Gradient\(...\), got EMA"),
     "unknown": ({"use_cosine_sim": True}, TypeError, "use_cosine_sim"),
 }
 

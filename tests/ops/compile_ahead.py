@@ -134,6 +134,8 @@ def launch(case: Case) -> None:
         return
     quantize.quantize(x, codebook, indices)
     quantize.quantize_backward(x, torch.zeros(()), x, codebook, indices)
+    for gradient, to_codes in (("rotation", False), ("diveq", False), ("diveq", True)):
+        quantize.directional_backward(x, torch.zeros(()), x, codebook, indices, gradient, to_codes)
     for residual in (codebook, None):
         statistics(x, indices, case.codes, residual)
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from torch.autograd.function import once_differentiable
 
 from fastvq import _backends, _checks
 from fastvq.ops._layout import canonical, compute_dtype
+
+Gradient = Literal["straight_through", "rotation"]
+GRADIENTS = ("straight_through", "rotation")
 
 
 class Residual(NamedTuple):
@@ -89,43 +92,67 @@ _op = torch.ops.fastvq.residual.default
 _op_backward = torch.ops.fastvq.residual_backward.default
 
 
-class _StraightThrough(torch.autograd.Function):
+def _turned(grad: Tensor, x: Tensor, quantized: Tensor) -> Tensor:
+    """The gradient of x ``[B, M, D]`` by rotation: every row's sum of codes is its code."""
+    table = quantized.reshape(1, -1, x.shape[-1])
+    index = torch.arange(table.shape[1], device=x.device).view(*x.shape[:-1], 1)
+    no_loss = x.new_zeros((), dtype=compute_dtype(x))
+    # through the dispatcher: ops are siblings, and siblings do not import each other
+    turn = torch.ops.fastvq.directional_backward.default
+    grads = turn(grad.unsqueeze(2), no_loss, x.unsqueeze(2), table, index, "rotation", False)
+    return grads.squeeze(2)
+
+
+class _Estimated(torch.autograd.Function):
     """x, codebooks, levels -> quantized, indices, both losses, 2 / V, all canonical."""
 
     @staticmethod
-    def forward(x: Tensor, codebooks: Tensor, levels: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(
+        x: Tensor, codebooks: Tensor, levels: Tensor | None, gradient: Gradient
+    ) -> tuple[Tensor, ...]:
         quantized, indices, losses, scales = _op(x, codebooks, levels)
         # two losses of one value: outputs of a Function must not alias one another
         return quantized, indices, losses, losses.clone(), scales
 
     @staticmethod
     def setup_context(
-        ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: tuple[Tensor, ...]
+        ctx: Any,
+        inputs: tuple[Tensor, Tensor, Tensor | None, Gradient],
+        output: tuple[Tensor, ...],
     ) -> None:
-        x, codebooks, _ = inputs
-        _, indices, _, _, scales = output
+        x, codebooks, _, gradient = inputs
+        quantized, indices, _, _, scales = output
         ctx.mark_non_differentiable(indices, scales)
-        ctx.save_for_backward(x, codebooks, indices, scales)
+        turns_to = quantized if gradient == "rotation" else None
+        ctx.save_for_backward(x, codebooks, indices, scales, turns_to)
 
     @staticmethod
     @once_differentiable
     def backward(
         ctx: Any, grad_quantized: Tensor, _: Any, grad_commitment: Tensor, grad_codebook: Tensor,
         __: Any,
-    ) -> tuple[Tensor | None, Tensor | None, None]:  # fmt: skip
-        x, codebooks, indices, scales = ctx.saved_tensors
+    ) -> tuple[Tensor | None, Tensor | None, None, None]:  # fmt: skip
+        x, codebooks, indices, scales, turns_to = ctx.saved_tensors
         grad_x = grad_c = None
         if ctx.needs_input_grad[0]:
             factors = grad_commitment * scales
+            if turns_to is not None:
+                grad_quantized = _turned(grad_quantized, x, turns_to)
             grad_x = _op_backward(grad_quantized, factors, x, codebooks, indices)
         if ctx.needs_input_grad[1]:
             factors = (-grad_codebook * scales).view(-1, 1, 1)
             sums = level_statistics(x, codebooks, indices)[1]
             grad_c = (sums * factors).to(codebooks.dtype)
-        return grad_x, grad_c, None
+        return grad_x, grad_c, None, None
 
 
-def residual(x: Tensor, codebooks: Tensor, *, levels: Tensor | None = None) -> Residual:
+def residual(
+    x: Tensor,
+    codebooks: Tensor,
+    *,
+    levels: Tensor | None = None,
+    gradient: Gradient = "straight_through",
+) -> Residual:
     r"""Quantizes x by Q codebooks, each coding what the ones before it left over.
 
     .. math:: r_1 = x, \qquad i_q = \arg\min_k \lVert r_q - c_{q,k} \rVert, \qquad
@@ -141,20 +168,24 @@ def residual(x: Tensor, codebooks: Tensor, *, levels: Tensor | None = None) -> R
             -1)``, and its gradient is summed over the levels.
         levels: int64 ``[...]``, how many of the first levels each vector takes, from 0 to Q; all
             unless given (quantizer dropout).
+        gradient: how the gradient of ``quantized`` reaches x: ``straight_through``, unchanged, or
+            ``rotation``, turned back and scaled as :func:`quantize` has it for the sum of the codes
+            in the place of one code.
 
     Returns:
         :class:`Residual`; losses in float32, float64 if an input is.
 
     Raises:
         TypeError: x or the codebooks are not floating, or ``levels`` is not int64.
-        ValueError: shapes or devices do not fit.
+        ValueError: shapes or devices do not fit, or ``gradient`` is unknown.
 
     Note:
         Residuals are kept in float32 (float64 if an input is), whatever the dtype of x. A vector
         with a NaN or an Inf gets index 0 at every level and spoils the losses, no other vector.
         Deterministic. Extra memory O(N (D + Q) + Q K).
 
-    Source: 2107.03312 (SoundStream), section III-C; 2203.01941 (RQ-VAE), section 3.1.
+    Source: 2107.03312 (SoundStream), section III-C; 2203.01941 (RQ-VAE), section 3.1; rotation:
+    2410.06424, section 4.
 
     Example:
         >>> import torch, fastvq
@@ -165,6 +196,7 @@ def residual(x: Tensor, codebooks: Tensor, *, levels: Tensor | None = None) -> R
     """
     _checks.floating("x", x)
     _checks.floating("codebooks", codebooks)
+    _checks.one_of("gradient", gradient, GRADIENTS)
     if x.ndim < 1 or codebooks.ndim != 3 or 0 in codebooks.shape[:2]:
         raise ValueError(
             f"codebooks must be [Q, K, D] with Q, K > 0 and x [..., D], "
@@ -176,7 +208,7 @@ def residual(x: Tensor, codebooks: Tensor, *, levels: Tensor | None = None) -> R
     if levels is not None:
         _checks.indices(levels, x)
         taken = levels.reshape(rows.shape[:2])
-    out = _StraightThrough.apply(rows, codebooks, taken)
+    out = _Estimated.apply(rows, codebooks, taken, gradient)
     quantized, indices, commitment_losses, codebook_losses, _ = out
     shape = (*x.shape[:-1], codebooks.shape[0])
     return Residual(
