@@ -6,8 +6,12 @@ from fastvq.nn.codebook import Codebook, Usage
 from fastvq.nn.fsq import FSQ
 from fastvq.nn.learning import EMA, Frozen, Gradient
 from fastvq.nn.lfq import LFQ
+from fastvq.nn.multi_scale_vq import MultiScaleQuantized, MultiScaleVQ
 from fastvq.nn.quantized import Quantized
 from fastvq.nn.random_projection import RandomProjectionQuantizer
+from fastvq.nn.residual_fsq import ResidualFSQ
+from fastvq.nn.residual_lfq import ResidualLFQ
+from fastvq.nn.residual_simvq import ResidualSimVQ
 from fastvq.nn.residual_vq import ResidualVQ
 from fastvq.nn.revival import Revival
 from fastvq.nn.simvq import SimVQ
@@ -24,8 +28,13 @@ __all__ = [
     "Given",
     "Gradient",
     "KMeans",
+    "MultiScaleQuantized",
+    "MultiScaleVQ",
     "Quantized",
     "RandomProjectionQuantizer",
+    "ResidualFSQ",
+    "ResidualLFQ",
+    "ResidualSimVQ",
     "ResidualVQ",
     "Revival",
     "SimVQ",
