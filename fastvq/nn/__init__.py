@@ -4,6 +4,8 @@
 from fastvq.nn.bsq import BSQ
 from fastvq.nn.codebook import Codebook, Usage
 from fastvq.nn.fsq import FSQ
+from fastvq.nn.gumbel_vq import GumbelVQ
+from fastvq.nn.ibq import IBQ
 from fastvq.nn.learning import EMA, Frozen, Gradient
 from fastvq.nn.lfq import LFQ
 from fastvq.nn.multi_scale_vq import MultiScaleQuantized, MultiScaleVQ
@@ -22,11 +24,13 @@ __all__ = [
     "BSQ",
     "EMA",
     "FSQ",
+    "IBQ",
     "LFQ",
     "Codebook",
     "Frozen",
     "Given",
     "Gradient",
+    "GumbelVQ",
     "KMeans",
     "MultiScaleQuantized",
     "MultiScaleVQ",

@@ -136,7 +136,7 @@ class MultiScaleVQ(nn.Module):
         for layer in layers:
             # what is added starts as the codes themselves, for which k-means starts the codebook
             nn.init.dirac_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            nn.init.zeros_(layer.get_parameter("bias"))
         self.convolutions = nn.ModuleList(layers)
         # follows module.to(dtype), which the codes do not: the dtype of what `decode` returns
         self.register_buffer("dtype_probe", torch.empty(0), persistent=False)
