@@ -9,6 +9,7 @@ from fastvq.nn.ibq import IBQ
 from fastvq.nn.learning import EMA, Frozen, Gradient
 from fastvq.nn.lfq import LFQ
 from fastvq.nn.multi_scale_vq import MultiScaleQuantized, MultiScaleVQ
+from fastvq.nn.qinco import QINCo
 from fastvq.nn.quantized import Quantized
 from fastvq.nn.random_projection import RandomProjectionQuantizer
 from fastvq.nn.residual_fsq import ResidualFSQ
@@ -34,6 +35,7 @@ __all__ = [
     "KMeans",
     "MultiScaleQuantized",
     "MultiScaleVQ",
+    "QINCo",
     "Quantized",
     "RandomProjectionQuantizer",
     "ResidualFSQ",
