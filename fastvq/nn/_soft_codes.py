@@ -23,7 +23,7 @@ _WORKSPACE = 1 << 22
 def soft_choice(
     x: Tensor, keys: Tensor, values: Tensor, seed: Tensor | None, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    r"""The most probable code and the mean value of all, under noise of a seed.
+    r"""The mean value of all codes and the most probable of them, under noise of a seed.
 
     .. math:: p_{nk} \propto \exp((x_n \cdot w_k + g_{nk}) / \tau), \qquad
               y_n = \sum_k p_{nk} v_k
@@ -36,21 +36,21 @@ def soft_choice(
         temperature: :math:`\tau`.
 
     Returns:
-        The indices of the largest p ``[N]``, and y ``[N, V]`` with the gradient of a softmax.
+        y ``[N, V]`` with the gradient of a softmax, and the indices of the largest p ``[N]``.
     """
     indices, means = [x.new_empty(0, dtype=torch.int64)], [x.new_empty(0, values.shape[1])]
     with torch.autocast(x.device.type, enabled=False):
         for _, p in _choices(x, keys, seed, temperature):
             indices.append(p.argmax(-1))
             means.append(p @ values)
-    return torch.cat(indices), torch.cat(means)
+    return torch.cat(means), torch.cat(indices)
 
 
 @soft_choice.register_fake
 def _fake_choice(
     x: Tensor, keys: Tensor, values: Tensor, seed: Tensor | None, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape[0], dtype=torch.int64), x.new_empty(x.shape[0], values.shape[1])
+    return x.new_empty(x.shape[0], values.shape[1]), x.new_empty(x.shape[0], dtype=torch.int64)
 
 
 @torch.library.custom_op("fastvq::soft_choice_backward", mutates_args=())
@@ -131,11 +131,11 @@ def _fake_entropies_backward(
 
 def _setup_choice(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, keys, values, seed, ctx.temperature = inputs
-    ctx.mark_non_differentiable(output[0])
+    ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(x, keys, values, seed)
 
 
-def _backward_choice(ctx: Any, _: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+def _backward_choice(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, Tensor, Tensor, None, None]:
     grads = _soft_choice_backward(grad, *ctx.saved_tensors, ctx.temperature)
     return *grads, None, None
 

@@ -107,7 +107,7 @@ class GumbelVQ(nn.Module):
         if self.training:
             seed = torch.randint(_SEEDS, (), device="cpu")
             values = codes.detach() if self.hard else codes
-            indices, soft = soft_choice(rows, keys, values, seed, float(self.temperature))
+            soft, indices = soft_choice(rows, keys, values, seed, float(self.temperature))
         else:
             indices, soft = self._best(rows, keys), None
         indices = torch.where(fault == 0, indices, 0)

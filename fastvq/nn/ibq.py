@@ -118,7 +118,7 @@ class IBQ(nn.Module):
             counted = counted & mask.flatten()
         # what a bad row and padding hold must not reach the softmax's gradient
         clean = torch.where(counted.unsqueeze(-1), rows, 0)
-        _, soft = soft_choice(clean, codes, codes.detach(), None, 1.0)
+        soft, _ = soft_choice(clean, codes, codes.detach(), None, 1.0)
         soft = torch.where(counted.unsqueeze(-1), soft, 0)
         code = nn.functional.embedding(indices.clamp_min(0), codes)
         # the value of the code to the last bit, the gradient of code and choice

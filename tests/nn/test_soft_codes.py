@@ -26,7 +26,7 @@ def noise_of(seed, n, k):
 def test_choice_is_the_softmax(seed):
     x, keys, values = inputs()
     given = None if seed is None else torch.tensor(seed)
-    indices, means = soft_choice(x, keys, values, given, 0.3)
+    means, indices = soft_choice(x, keys, values, given, 0.3)
     noise = 0 if seed is None else noise_of(seed, 40, 13)
     p = torch.softmax((x @ keys.T + noise) / 0.3, dim=-1)
     assert torch.equal(indices, p.argmax(-1))
@@ -67,7 +67,7 @@ def test_chunks_change_nothing(monkeypatch):
     seed, weights = torch.tensor(3), torch.rand(40, dtype=torch.float64)
 
     def everything():
-        indices, means = soft_choice(x, keys, values, seed, 0.5)
+        means, indices = soft_choice(x, keys, values, seed, 0.5)
         entropies, sums = soft_entropies(x, keys, weights)
         total = means.square().sum() + entropies.square().sum() + sums.square().sum()
         return [means, entropies, sums, *torch.autograd.grad(total, (x, keys, values))]
