@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from fastvq import _checks, ops
 from fastvq.nn import _layout
-from fastvq.nn import start as starts
+from fastvq.nn._pyramid import Pyramid, pooled, share
 from fastvq.nn._resampling import resample
-from fastvq.nn.codebook import Codebook, Usage
+from fastvq.nn.codebook import Usage
 from fastvq.nn.learning import EMA, Frozen, Gradient, Learning
 from fastvq.nn.revival import Revival
 from fastvq.nn.start import Given, KMeans, Start, Uniform
@@ -122,7 +122,7 @@ class MultiScaleVQ(nn.Module):
         self.dim, self.codebook_size, self.channel_dim = dim, codebook_size, channel_dim
         self.scales = _sizes(scales)
         self.commitment_weight = commitment_weight
-        self.book = _Pyramid(
+        self.book = Pyramid(
             self.scales,
             codebook_size,
             dim,
@@ -261,9 +261,9 @@ class MultiScaleVQ(nn.Module):
         cells ``[B, M]`` something was counted.
         """
         size = self.scales[scale]
-        rows, found = _pooled(rest, counted, size)
+        rows, found = pooled(rest, counted, size)
         index = torch.where(found, ops.nearest(rows, codes).indices, 0)
-        there = _share(present, size) > 0
+        there = share(present, size) > 0
         return rows, torch.where(there, index.view(-1, *size), -1), found
 
     def _added(self, index: Tensor, codes: Tensor, scale: int, size: Sequence[int]) -> Tensor:
@@ -290,54 +290,6 @@ class MultiScaleVQ(nn.Module):
             f"dim={self.dim}, codebook_size={self.codebook_size}, scales={self.scales}, "
             f"commitment_weight={self.commitment_weight}, channel_dim={self.channel_dim}"
         )
-
-
-class _Pyramid(Codebook):
-    """Codes ``[1, K, C]`` that start from fields ``[B, C, *spatial]``, seen at all scales."""
-
-    def __init__(
-        self,
-        scales: Sequence[tuple[int, ...]],
-        codebook_size: int,
-        dim: int,
-        *,
-        learning: Learning,
-        start: Start,
-        revival: Revival | None,
-    ) -> None:
-        super().__init__(
-            1, codebook_size, dim,
-            learning=learning, start=start, revival=revival, unit_norm=False,
-        )  # fmt: skip
-        self.scales = scales
-
-    def _centres(self, x: Tensor, usable: Tensor, start: KMeans) -> tuple[Tensor, Tensor]:
-        # what a scale would see if the ones before it had codes for everything they saw
-        rest, rows, found = x, [], []
-        for size in self.scales:
-            seen, some = _pooled(rest, usable, size)
-            grid = seen.mT.reshape(*x.shape[:2], *size)
-            rest = rest - resample(grid, x.shape[2:], "bicubic")
-            rows.append(seen)
-            found.append(some)
-        seen = torch.cat(rows, dim=1).unsqueeze(2)
-        return starts.kmeans(seen, torch.cat(found, dim=1), self.vectors, start.iterations)
-
-
-def _pooled(field: Tensor, counted: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The means ``[B, M, C]`` of the counted vectors of each cell, and where there are any."""
-    share = _share(counted, size).to(field.dtype).unsqueeze(1)
-    with torch.autocast(field.device.type, enabled=False):
-        sums = resample(field * counted.unsqueeze(1), size, "area")
-    means = sums / torch.where(share > 0, share, 1)
-    return means.flatten(2).mT, share.flatten(1) > 0
-
-
-def _share(marked: Tensor, size: Sequence[int]) -> Tensor:
-    """The share of the places of each cell that marked ``[B, *spatial]`` marks, ``[B, *size]``."""
-    # in float64 the means of ones are one
-    share = resample(marked.unsqueeze(1).double(), size, "area").squeeze(1)
-    return share.to(torch.float32)
 
 
 def _mean_square(difference: Tensor, counted: Tensor) -> Tensor:

@@ -314,6 +314,15 @@ def test_a_bad_vector_is_contained():
         assert torch.equal(vq.eval()(x[:1]).indices[2], vq(x).indices[2][:1])
 
 
+def test_a_cell_without_a_good_vector_counts_for_no_code():
+    vq, x = make(start=Given(torch.randn(20, 6)), learning=EMA(0.0), revival=None), batch()
+    x[1, 2, 3, 3], x[2, 0, 0, 0] = torch.nan, torch.inf
+    vq(x)
+    # of the finest cells those two hold nothing else, and every coarser one holds more
+    cells = sum(3 * height * width for height, width in vq.scales)
+    assert vq.book.cluster_size.sum() == cells - 2
+
+
 @pytest.mark.parametrize("learning", [EMA(), Gradient()], ids=["ema", "gradient"])
 def test_state_dict_round_trip_and_copies(learning):
     vq, x = make(learning=learning), batch()

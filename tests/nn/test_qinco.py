@@ -212,6 +212,17 @@ def test_mask_and_bad_rows():
     assert all(torch.isfinite(p.grad).all() for p in vq.parameters())
 
 
+def test_bad_rows_and_padding_count_for_no_code():
+    vq = make(revival=None)
+    x, mask = torch.randn(3, 7, 6), torch.ones(3, 7, dtype=torch.bool)
+    x[1, 2, 3], mask[0, :3] = torch.nan, False
+    before = vq.book.cluster_size.sum(-1)
+    vq(x, mask)
+    # each step's count moves a hundredth of the way to the 17 rows that are left
+    expected = 0.99 * before.double() + 0.01 * 17
+    testing.assert_within(vq.book.cluster_size.sum(-1), expected, 1e-5)
+
+
 def test_one_step_has_no_network():
     vq = QINCo(6, 12, 1, start=Given(torch.randn(12, 6).unsqueeze(0)))
     x = torch.randn(40, 6)
