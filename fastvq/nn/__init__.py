@@ -11,6 +11,17 @@ from fastvq.nn.projected_residual_vq import ProjectedResidualVQ
 from fastvq.nn.quantized import Quantized
 from fastvq.nn.random_projection import RandomProjectionQuantizer
 from fastvq.nn.regularizers import Orthogonality
+from fastvq.nn.gumbel_vq import GumbelVQ
+from fastvq.nn.ibq import IBQ
+from fastvq.nn.learning import EMA, Frozen, Gradient
+from fastvq.nn.lfq import LFQ
+from fastvq.nn.multi_scale_vq import MultiScaleQuantized, MultiScaleVQ
+from fastvq.nn.qinco import QINCo
+from fastvq.nn.quantized import Quantized
+from fastvq.nn.random_projection import RandomProjectionQuantizer
+from fastvq.nn.residual_fsq import ResidualFSQ
+from fastvq.nn.residual_lfq import ResidualLFQ
+from fastvq.nn.residual_simvq import ResidualSimVQ
 from fastvq.nn.residual_vq import ResidualVQ
 from fastvq.nn.revival import Revival
 from fastvq.nn.simvq import SimVQ
@@ -21,6 +32,7 @@ __all__ = [
     "BSQ",
     "EMA",
     "FSQ",
+    "IBQ",
     "LFQ",
     "Codebook",
     "Frozen",
@@ -30,8 +42,16 @@ __all__ = [
     "KMeans",
     "Orthogonality",
     "ProjectedResidualVQ",
+    "GumbelVQ",
+    "KMeans",
+    "MultiScaleQuantized",
+    "MultiScaleVQ",
+    "QINCo",
     "Quantized",
     "RandomProjectionQuantizer",
+    "ResidualFSQ",
+    "ResidualLFQ",
+    "ResidualSimVQ",
     "ResidualVQ",
     "Revival",
     "SimVQ",

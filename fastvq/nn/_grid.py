@@ -19,8 +19,8 @@ from fastvq.ops._layout import compute_dtype
 _LOWEST = -1e4
 
 
-class GridQuantizer(nn.Module):
-    """Cuts every channel by itself into a digit; the digits of a vector are its index.
+class Grid(nn.Module):
+    """Codes on a grid: every channel is cut by itself into a digit, and the digits are the index.
 
     Index i has digit ``i // places[j] % levels[j]`` in channel j. Between the projections all is
     done in float32 (float64 for float64) and int64, whatever the dtype of the model.
@@ -49,6 +49,38 @@ class GridQuantizer(nn.Module):
         self.register_buffer("_places", torch.tensor(places, dtype=digit), persistent=False)
         # follows module.to(dtype): the dtype of what `decode` returns
         self.register_buffer("dtype_probe", torch.empty(0), persistent=False)
+
+    def _number(self, digits: Tensor) -> Tensor:
+        """The indices, int64, of digits ``[..., d]``, which are whole numbers of any dtype."""
+        places = self._places
+        return (digits.to(places.dtype) * places).sum(-1, dtype=places.dtype).long()
+
+    def _digits(self, indices: Tensor) -> Tensor:
+        """The digits ``[..., d]`` of indices ``[...]``; those of 0 for -1."""
+        return indices.long().clamp_min(0).unsqueeze(-1) // self._places % self._levels
+
+    def _latents(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Rows ``[B, M, d]`` to be cut; and ``[B, M]``, 0, or NaN where a row was not finite."""
+        _layout.check_input(x, mask, self.dim, self.channel_dim)
+        rows = _layout.rows_of(x, self.channel_dim)  # [B, M, dim]
+        if mask is not None:
+            # what padding holds must not reach the gradient of a projection
+            rows = torch.where(mask.reshape(rows.shape[:2]).unsqueeze(-1), rows, 0)
+        z = self.project_in(rows)
+        z = z.to(compute_dtype(z))
+        fault = (z.detach() - z.detach()).sum(-1)
+        # a GPU would wait for the answer, and a graph cannot branch on it
+        if fault.device.type == "cpu" and not torch.compiler.is_compiling() and fault.sum() == 0:
+            return z, fault
+        return torch.where((fault == 0).unsqueeze(-1), z, _LOWEST), fault
+
+    def extra_repr(self) -> str:
+        """The arguments that every such quantizer has."""
+        return f"dim={self.dim}, channel_dim={self.channel_dim}"
+
+
+class GridQuantizer(Grid):
+    """One grid; a vector has one index."""
 
     @abstractmethod
     def _cut(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -103,33 +135,8 @@ class GridQuantizer(nn.Module):
         """
         _checks.integers("indices", indices)
         _checks.index_range(indices, self.codebook_size)
-        indices = indices.long().unsqueeze(-1)
-        digits = indices.clamp_min(0) // self._places % self._levels
         dtype = self.dtype_probe.dtype
-        vectors = self.project_out(self._values(digits, compute_dtype(self.dtype_probe)).to(dtype))
-        vectors = torch.where(indices >= 0, vectors, 0)
+        codes = self._values(self._digits(indices), compute_dtype(self.dtype_probe))
+        vectors = self.project_out(codes.to(dtype))
+        vectors = torch.where(indices.unsqueeze(-1) >= 0, vectors, 0)
         return _layout.decoded(vectors, self.channel_dim)
-
-    def _number(self, digits: Tensor) -> Tensor:
-        """The indices, int64, of digits ``[..., d]``, which are whole numbers of any dtype."""
-        places = self._places
-        return (digits.to(places.dtype) * places).sum(-1, dtype=places.dtype).long()
-
-    def _latents(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Rows ``[B, M, d]`` to be cut; and ``[B, M]``, 0, or NaN where a row was not finite."""
-        _layout.check_input(x, mask, self.dim, self.channel_dim)
-        rows = _layout.rows_of(x, self.channel_dim)  # [B, M, dim]
-        if mask is not None:
-            # what padding holds must not reach the gradient of a projection
-            rows = torch.where(mask.reshape(rows.shape[:2]).unsqueeze(-1), rows, 0)
-        z = self.project_in(rows)
-        z = z.to(compute_dtype(z))
-        fault = (z.detach() - z.detach()).sum(-1)
-        # a GPU would wait for the answer, and a graph cannot branch on it
-        if fault.device.type == "cpu" and not torch.compiler.is_compiling() and fault.sum() == 0:
-            return z, fault
-        return torch.where((fault == 0).unsqueeze(-1), z, _LOWEST), fault
-
-    def extra_repr(self) -> str:
-        """The arguments that every such quantizer has."""
-        return f"dim={self.dim}, channel_dim={self.channel_dim}"

@@ -114,11 +114,22 @@ class LFQ(GridQuantizer):
         return (2 * digits.to(dtype) - 1) * self.scale
 
     def _loss(self, soft: Tensor, codes: Tensor, counted: Tensor) -> Tensor:
+        return self.loss_at(self.scale, soft, codes, counted)
+
+    def loss_at(self, scale: float, soft: Tensor, codes: Tensor, counted: Tensor) -> Tensor:
+        """The loss of vectors and their codes ``[B, M, d]``, whose channels have this size.
+
+        Args:
+            scale: the size of a channel of a code.
+            soft: the vectors, finite.
+            codes: their codes.
+            counted: bool ``[B, M]``, the vectors that are in the averages.
+        """
         weights = counted.to(soft.dtype).flatten()  # [N]
         count = weights.sum().clamp_min(1)
         apart = ((soft - codes).square().mean(-1).flatten() * weights).sum() / count
         # -tau |z - c|^2 of a bit's two values differ by 4 tau scale z
-        logits = (4 * self.inverse_temperature * self.scale * soft).clamp(-_SURE, _SURE)
+        logits = (4 * self.inverse_temperature * scale * soft).clamp(-_SURE, _SURE)
         logits = logits.flatten(0, 1)  # [N, log2 K]
         unsure = (bit_entropies(logits).sum(-1) * weights).sum() / count
         spread = batch_entropy(logits, weights, self.group_bits, share=self.training)

@@ -103,6 +103,24 @@ def _fake(x: Tensor, usable: Tensor, codebook: Tensor, iterations: int) -> tuple
     return torch.empty_like(codebook), codebook.new_empty((), dtype=torch.bool)
 
 
+def residual_kmeans(
+    x: Tensor, usable: Tensor, codebooks: Tensor, iterations: int
+) -> tuple[Tensor, Tensor]:
+    """As :func:`kmeans`, of codebooks ``[Q, K, D]`` that each see what those before it left over.
+
+    x is ``[B, M, D]``, the usable rows ``[B, M]``.
+    """
+    rest = x.to(codebooks.dtype)
+    centres, found = [], []
+    for codes in codebooks:
+        own, some = kmeans(rest.unsqueeze(2), usable, codes.unsqueeze(0), iterations)
+        # levels are searched in turn: the next one sees what this one leaves over
+        rest = rest - torch.nn.functional.embedding(ops.nearest(rest, own[0]).indices, own[0])
+        centres.append(own)
+        found.append(some)
+    return torch.cat(centres), torch.stack(found).all()
+
+
 def _lloyd(rows: Tensor, codebook_size: int, iterations: int) -> Tensor:
     order = torch.randperm(len(rows), device=rows.device)[: codebook_size * _ROWS_PER_CODE]
     rows = rows[order]

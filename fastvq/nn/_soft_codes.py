@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Softmax over the codes, made anew in backward a bounded number of vectors at a time.
+
+With logits :math:`l_{nk} = x_n \cdot w_k`, all that backward needs of the N x K probabilities is
+the sums below, of which it keeps none: the work space is bounded and the time N K (D + V).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# numbers in the logits of one chunk of vectors
+_WORKSPACE = 1 << 22
+
+
+# ops of their own, so that a graph holds one node where the loop over chunks would unroll, and so
+# that autocast stays out of the products
+@torch.library.custom_op("fastvq::soft_choice", mutates_args=())
+def soft_choice(
+    x: Tensor, keys: Tensor, values: Tensor, seed: Tensor | None, temperature: float
+) -> tuple[Tensor, Tensor]:
+    r"""The mean value of all codes and the most probable of them, under noise of a seed.
+
+    .. math:: p_{nk} \propto \exp((x_n \cdot w_k + g_{nk}) / \tau), \qquad
+              y_n = \sum_k p_{nk} v_k
+
+    Args:
+        x: ``[N, D]``, finite.
+        keys: w ``[K, D]``.
+        values: v ``[K, V]``.
+        seed: int64 0-d, on the CPU, of the Gumbel noise g; without it g is 0.
+        temperature: :math:`\tau`.
+
+    Returns:
+        y ``[N, V]`` with the gradient of a softmax, and the indices of the largest p ``[N]``.
+    """
+    indices, means = [x.new_empty(0, dtype=torch.int64)], [x.new_empty(0, values.shape[1])]
+    with torch.autocast(x.device.type, enabled=False):
+        for _, p in _choices(x, keys, seed, temperature):
+            indices.append(p.argmax(-1))
+            means.append(p @ values)
+    return torch.cat(means), torch.cat(indices)
+
+
+@soft_choice.register_fake
+def _fake_choice(
+    x: Tensor, keys: Tensor, values: Tensor, seed: Tensor | None, temperature: float
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape[0], values.shape[1]), x.new_empty(x.shape[0], dtype=torch.int64)
+
+
+@torch.library.custom_op("fastvq::soft_choice_backward", mutates_args=())
+def _soft_choice_backward(
+    grad: Tensor, x: Tensor, keys: Tensor, values: Tensor, seed: Tensor | None, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_x = [x.new_empty(0, x.shape[1])]
+    grad_keys, grad_values = torch.zeros_like(keys), torch.zeros_like(values)
+    with torch.autocast(x.device.type, enabled=False):
+        for part, p in _choices(x, keys, seed, temperature):
+            grad_values.addmm_(p.mT, grad[part])
+            logits = _through_softmax(grad[part] @ values.mT, p) / temperature
+            grad_keys.addmm_(logits.mT, x[part])
+            grad_x.append(logits @ keys)
+    return torch.cat(grad_x), grad_keys, grad_values
+
+
+@_soft_choice_backward.register_fake
+def _fake_choice_backward(
+    grad: Tensor, x: Tensor, keys: Tensor, values: Tensor, seed: Tensor | None, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), keys.new_empty(keys.shape), values.new_empty(values.shape)
+
+
+@torch.library.custom_op("fastvq::soft_entropies", mutates_args=())
+def soft_entropies(x: Tensor, keys: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    r"""The entropy of each vector's probabilities in nats, and the sums of them by code.
+
+    .. math:: p_{nk} \propto \exp(x_n \cdot w_k), \qquad H_n = -\sum_k p_{nk} \log p_{nk}, \qquad
+              P_k = \sum_n m_n p_{nk}
+
+    Args:
+        x: ``[N, D]``, finite.
+        keys: w ``[K, D]``.
+        weights: m ``[N]``, without a gradient.
+
+    Returns:
+        H ``[N]`` and P ``[K]``.
+    """
+    entropies, sums = [x.new_empty(0)], x.new_zeros(keys.shape[0])
+    with torch.autocast(x.device.type, enabled=False):
+        for part in _parts(x, keys):
+            logarithm = torch.log_softmax(x[part] @ keys.mT, dim=-1)
+            p = logarithm.exp()
+            entropies.append(_entropy(p, logarithm))
+            sums += weights[part] @ p
+    return torch.cat(entropies), sums
+
+
+@soft_entropies.register_fake
+def _fake_entropies(x: Tensor, keys: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape[0]), x.new_empty(keys.shape[0])
+
+
+@torch.library.custom_op("fastvq::soft_entropies_backward", mutates_args=())
+def _soft_entropies_backward(
+    grad_entropies: Tensor, grad_sums: Tensor, x: Tensor, keys: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    grad_x, grad_keys = [x.new_empty(0, x.shape[1])], torch.zeros_like(keys)
+    with torch.autocast(x.device.type, enabled=False):
+        for part in _parts(x, keys):
+            logarithm = torch.log_softmax(x[part] @ keys.mT, dim=-1)
+            p = logarithm.exp()
+            own = _entropy(p, logarithm).unsqueeze(-1)
+            logits = -grad_entropies[part].unsqueeze(-1) * _finite(p, p * (logarithm + own))
+            logits += _through_softmax(grad_sums.expand_as(p), p) * weights[part].unsqueeze(-1)
+            grad_keys.addmm_(logits.mT, x[part])
+            grad_x.append(logits @ keys)
+    return torch.cat(grad_x), grad_keys
+
+
+@_soft_entropies_backward.register_fake
+def _fake_entropies_backward(
+    grad_entropies: Tensor, grad_sums: Tensor, x: Tensor, keys: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), keys.new_empty(keys.shape)
+
+
+def _setup_choice(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, keys, values, seed, ctx.temperature = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(x, keys, values, seed)
+
+
+def _backward_choice(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    grads = _soft_choice_backward(grad, *ctx.saved_tensors, ctx.temperature)
+    return *grads, None, None
+
+
+def _setup_entropies(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward_entropies(
+    ctx: Any, grad_entropies: Tensor, grad_sums: Tensor
+) -> tuple[Tensor, Tensor, None]:
+    grads = _soft_entropies_backward(grad_entropies, grad_sums, *ctx.saved_tensors)
+    return *grads, None
+
+
+soft_choice.register_autograd(_backward_choice, setup_context=_setup_choice)
+soft_entropies.register_autograd(_backward_entropies, setup_context=_setup_entropies)
+
+
+def _parts(x: Tensor, keys: Tensor) -> Iterator[slice]:
+    """Ranges of vectors whose logits fit the work space."""
+    rows = max(1, _WORKSPACE // keys.shape[0])
+    return (slice(start, start + rows) for start in range(0, x.shape[0], rows))
+
+
+def _choices(
+    x: Tensor, keys: Tensor, seed: Tensor | None, temperature: float
+) -> Iterator[tuple[slice, Tensor]]:
+    """Ranges of vectors and their probabilities ``[n, K]``; the same of the same seed."""
+    generator = None
+    if seed is not None:
+        generator = torch.Generator(x.device).manual_seed(int(seed))
+    for part in _parts(x, keys):
+        logits = x[part] @ keys.mT
+        if generator is not None:
+            waits = torch.empty_like(logits).exponential_(generator=generator)
+            # minus the logarithm of an exponential variable is a Gumbel variable
+            logits -= waits.clamp_min(torch.finfo(waits.dtype).tiny).log_()
+        yield part, torch.softmax(logits / temperature, dim=-1)
+
+
+def _through_softmax(grad: Tensor, p: Tensor) -> Tensor:
+    """The gradient of logits from that of their softmax p."""
+    return p * (grad - (grad * p).sum(-1, keepdim=True))
+
+
+def _entropy(p: Tensor, logarithm: Tensor) -> Tensor:
+    return -_finite(p, p * logarithm).sum(-1)
+
+
+def _finite(p: Tensor, terms: Tensor) -> Tensor:
+    """Terms of p log p, which are 0 and not NaN where p is 0."""
+    return torch.where(p > 0, terms, 0)
