@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -15,10 +16,19 @@ from fastvq.compat._fast import Fast
 # names alone: a class that is not loaded is in no model
 _TRANSFORMERS: dict[str, dict[str, type[Fast]]] = {
     "dac": {"DacVectorQuantize": dac.FastVectorQuantize},
-    "encodec": {"EncodecEuclideanCodebook": encodec.FastEuclideanCodebook},
-    "mimi": {"MimiEuclideanCodebook": mimi.FastEuclideanCodebook},
+    "encodec": {
+        "EncodecResidualVectorQuantizer": encodec.FastResidualVectorQuantizer,
+        "EncodecEuclideanCodebook": encodec.FastEuclideanCodebook,
+    },
+    "mimi": {
+        "MimiResidualVectorQuantizer": mimi.FastResidualVectorQuantizer,
+        "MimiEuclideanCodebook": mimi.FastEuclideanCodebook,
+    },
     "wavtokenizer": {"WavTokenizerEuclideanCodebook": encodec.FastEuclideanCodebook},
-    "xcodec": {"XcodecEuclideanCodebook": encodec.FastEuclideanCodebook},
+    "xcodec": {
+        "XcodecResidualVectorQuantization": encodec.FastResidualVectorQuantization,
+        "XcodecEuclideanCodebook": encodec.FastEuclideanCodebook,
+    },
 }
 KNOWN: dict[str, dict[str, type[Fast]]] = {
     "diffusers.models.autoencoders.vae": {"VectorQuantizer": taming.FastVectorQuantizer},
@@ -81,7 +91,8 @@ def accelerate(model: nn.Module) -> Acceleration:
     buffers, ``state_dict``, hooks and training flag, and can be copied and pickled. Only the
     methods named in the result are new. Known are
 
-    - Hugging Face transformers: EnCodec, DAC, Mimi, X-Codec, WavTokenizer;
+    - Hugging Face transformers: EnCodec, Mimi and X-Codec, whose levels become one call of
+      :func:`fastvq.ops.residual`; DAC and WavTokenizer, codebook by codebook;
     - lucidrains' vector-quantize-pytorch: ``VectorQuantize``, alone or inside ``ResidualVQ`` and
       ``GroupedResidualVQ``, euclidean and cosine, in eval and in EMA training;
     - Hugging Face diffusers: the quantizer of ``VQModel``;
@@ -112,12 +123,18 @@ def accelerate(model: nn.Module) -> Acceleration:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     replaced, left = [], []
-    for path, module, fast, reason in _search(model, "", set()):
+    seen: set[int] = set()
+    found = deque(_search(model, "", seen))
+    while found:
+        path, module, fast, reason = found.popleft()
         kind = type(module).__name__
         # asked one by one: a codebook may be shared with a quantizer that has just been swapped
         reason = reason or (fast.unfit(module) if fast else None) or ""
         if fast is None or reason:
             left.append(Left(path, kind, reason))
+            if fast is not None:
+                # what cannot be swapped as a whole may hold codebooks that can
+                found.extendleft(f for f in reversed(_below(module, path, seen)) if f.fast)
             continue
         for below, part, methods in fast.parts(module):
             if isinstance(part, Fast):
@@ -148,12 +165,16 @@ def _search(module: nn.Module, path: str, seen: set[int]) -> list[_Found]:
         if _known(base) is not None:
             reason = f"a subclass of {base.__name__}, which may search in another way"
             return [_Found(path, module, None, reason)]
-    prefix = f"{path}." if path else ""
-    children = module.named_children()
-    found = [f for name, child in children for f in _search(child, prefix + name, seen)]
+    found = _below(module, path, seen)
     if suspect and all(f.reason == _UNKNOWN for f in found):
         return [_Found(path, module, None, _UNKNOWN)]
     return found
+
+
+def _below(module: nn.Module, path: str, seen: set[int]) -> list[_Found]:
+    prefix = f"{path}." if path else ""
+    children = module.named_children()
+    return [f for name, child in children for f in _search(child, prefix + name, seen)]
 
 
 def _known(kind: type) -> type[Fast] | None:

@@ -105,8 +105,8 @@ def residual_vq(**options: Any) -> nn.Module:
 HEADS = {"heads": 4, "codebook_dim": 8, "separate_codebook_per_head": True}
 ROWS = (2, 100, 16)
 PEERS = {
-    "encodec": Peer(encodec, (1, 1, 1600), 4),
-    "mimi": Peer(mimi, (2, 1, 1600), 4),
+    "encodec": Peer(encodec, (1, 1, 1600), 5),
+    "mimi": Peer(mimi, (2, 1, 1600), 6),
     "dac": Peer(dac, (2, 1, 1600), 3),
     "diffusers": Peer(vq_model, (2, 3, 8, 8), 1),
     "lucidrains": Peer(vector_quantize, ROWS, 2),

@@ -215,9 +215,10 @@ def test_another_version_of_a_class_is_left(peers, monkeypatch):
 def test_the_report_prints_as_a_table(peers):
     model = nn.ModuleList([peers["encodec"].make(), peers["dac"].make(), StrangeQuantizer()])
     assert repr(fastvq.accelerate(model)).splitlines() == [
-        "replaced  *.quantizer.layers.*.codebook  EncodecEuclideanCodebook x 4  quantize",
-        "replaced  *.quantizer.quantizers.*       DacVectorQuantize x 3         decode_latents",
-        "left      2                              StrangeQuantizer              an unknown class",
+        "replaced  0.quantizer                    EncodecResidualVectorQuantizer  encode",
+        "replaced  *.quantizer.layers.*.codebook  EncodecEuclideanCodebook x 4    quantize",
+        "replaced  *.quantizer.quantizers.*       DacVectorQuantize x 3           decode_latents",
+        "left      2                              StrangeQuantizer                an unknown class",
     ]
     alone = fastvq.accelerate(peers["lucidrains"].make())
     assert str(alone).splitlines()[0] == "replaced  (the model)  VectorQuantize  forward"

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole quantizers in the layouts of other libraries, read and written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastvq.compat._books import Averaged, Book, Summed
+from fastvq.compat._keys import Keys
+from fastvq.nn import EMA, FSQ, LFQ, Gradient, ResidualVQ, SimVQ, VectorQuantizer
+from fastvq.nn.learning import Learning
+
+_MOVING = EMA()
+State = dict[str, Tensor]
+Read = tuple[dict[str, Any], State]
+
+
+class Projections(NamedTuple):
+    """The two linear maps around a codebook; 1x1 convolutions without a bias are maps as well."""
+
+    names: tuple[str, str] = ("project_in", "project_out")
+    convolved: bool = False
+
+    def read(self, keys: Keys) -> State:
+        """Takes them, if they are there."""
+        state: State = {}
+        for ours, theirs in zip(Projections().names, self.names, strict=True):
+            weight, bias = keys.maybe(f"{theirs}.weight"), None
+            if weight is None:
+                continue
+            if self.convolved:
+                weight = weight.squeeze(-1)
+                bias = torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
+            state[f"{ours}.weight"] = weight
+            state[f"{ours}.bias"] = keys.take(f"{theirs}.bias") if bias is None else bias
+        return state
+
+    def write(self, peer: str, state: Mapping[str, Tensor]) -> State:
+        """The maps of a fastvq state dict in the library's names."""
+        found: State = {}
+        for ours, theirs in zip(Projections().names, self.names, strict=True):
+            for part in ("weight", "bias"):
+                tensor = state.get(f"{ours}.{part}")
+                if tensor is None:
+                    continue
+                if self.convolved and part == "bias":
+                    if bool(tensor.any()):
+                        raise ValueError(f"{peer} has no bias in its projections, got one")
+                    continue
+                tensor = tensor.unsqueeze(-1) if self.convolved else tensor
+                found[f"{theirs}.{part}"] = tensor.clone()
+        return found
+
+
+@dataclass(frozen=True)
+class Single:
+    """A quantizer of one codebook."""
+
+    book: Averaged
+    learning: Learning = _MOVING
+    channel_dim: int = -1
+    projections: Projections | None = None
+    metrics: tuple[str, ...] = ("euclidean",)
+    quantizer = VectorQuantizer
+
+    def read(self, keys: Keys) -> Read:
+        """Constructor arguments and state dict."""
+        book = self.book.read(keys)
+        maps = {} if self.projections is None else self.projections.read(keys)
+        heads, size, width = book.codes.shape
+        dim = _width(keys.peer, maps, heads * width)
+        arguments = {
+            "dim": dim,
+            "codebook_size": size,
+            "codebook_dim": width,
+            "heads": heads,
+            "learning": self.learning,
+            "channel_dim": self.channel_dim,
+        }
+        return arguments, {**_book_state([book]), **maps}
+
+    def write(self, peer: str, quantizer: VectorQuantizer) -> State:
+        """The library's state dict."""
+        if quantizer.metric not in self.metrics:
+            known = " or ".join(self.metrics)
+            raise ValueError(f"{peer} searches by {known} distance, got {quantizer.metric!r}")
+        if quantizer.heads > 1 and not self.book.heads:
+            raise ValueError(f"{peer} has one head, got {quantizer.heads}")
+        if quantizer.projects and self.projections is None:
+            raise ValueError(f"{peer} has no projections, got {quantizer.dim} channels to "
+                             f"{quantizer.heads * quantizer.codebook_dim}")  # fmt: skip
+        state = _detached(quantizer)
+        found = self.book.write(_books(quantizer)[0])
+        return {**found, **(self.projections or Projections()).write(peer, state)}
+
+
+@dataclass(frozen=True)
+class Levels:
+    """A residual quantizer; ``{}`` in the pattern stands for the number of the level."""
+
+    pattern: str
+    book: Averaged | Summed
+    channel_dim: int = -1
+    projections: Projections | None = None
+    quantizer = ResidualVQ
+
+    def read(self, keys: Keys) -> Read:
+        """Constructor arguments and state dict."""
+        books = [
+            self.book.read(keys, self.pattern.format(i)) for i in range(keys.count(self.pattern))
+        ]
+        shapes = {tuple(book.codes.shape) for book in books}
+        if len(shapes) > 1 or books[0].codes.shape[0] > 1:
+            raise ValueError(
+                f"levels must be codebooks [K, D] of one shape, got {sorted(shapes)} in {keys.peer}"
+            )
+        maps = {} if self.projections is None else self.projections.read(keys)
+        _, size, width = books[0].codes.shape
+        arguments = {
+            "dim": _width(keys.peer, maps, width),
+            "codebook_size": size,
+            "num_quantizers": len(books),
+            "codebook_dim": width,
+            "channel_dim": self.channel_dim,
+        }
+        return arguments, {**_book_state(books), **maps}
+
+    def write(self, peer: str, quantizer: ResidualVQ) -> State:
+        """The library's state dict."""
+        state = _detached(quantizer)
+        if "project_in.weight" in state and self.projections is None:
+            raise ValueError(f"{peer} has no projections around its levels, got some")
+        found: State = {}
+        for i, book in enumerate(_books(quantizer)):
+            for codes, counts in zip(book.codes, book.counts, strict=True):
+                level = Book(codes.unsqueeze(0), counts.unsqueeze(0), book.started)
+                found |= self.book.write(level, self.pattern.format(i))
+        return {**found, **(self.projections or Projections()).write(peer, state)}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """lucidrains' FSQ and LFQ, whose codes are no tensors."""
+
+    quantizer: type[FSQ] | type[LFQ]
+
+    def read(self, keys: Keys) -> Read:
+        """Constructor arguments and state dict; the levels of FSQ are in no checkpoint."""
+        arguments: dict[str, Any] = {}
+        state = Projections().read(keys)
+        if self.quantizer is LFQ:
+            arguments["codebook_size"] = 2 ** len(keys.take("mask"))
+        if state:
+            arguments["dim"] = state["project_in.weight"].shape[1]
+        return arguments, state
+
+    def write(self, peer: str, quantizer: FSQ | LFQ) -> State:
+        """The library's state dict."""
+        found = Projections().write(peer, _detached(quantizer))
+        if isinstance(quantizer, LFQ):
+            found["mask"] = 2 ** torch.arange(quantizer.bits - 1, -1, -1)
+        return found
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """lucidrains' SimVQ."""
+
+    quantizer = SimVQ
+
+    def read(self, keys: Keys) -> Read:
+        """Constructor arguments and state dict."""
+        frozen, weight = keys.take("frozen_codebook"), keys.take("code_transform.weight")
+        arguments = {
+            "dim": weight.shape[0],
+            "codebook_size": frozen.shape[0],
+            "codebook_dim": frozen.shape[1],
+        }
+        return arguments, {"frozen": frozen, "map.weight": weight}
+
+    def write(self, peer: str, quantizer: SimVQ) -> State:
+        """The library's state dict."""
+        state = _detached(quantizer)
+        return {
+            "frozen_codebook": state["frozen"].clone(),
+            "code_transform.weight": state["map.weight"].clone(),
+        }
+
+
+def _width(peer: str, maps: State, inner: int) -> int:
+    """The channels of the input, from the projections if there are any."""
+    if not maps:
+        return inner
+    rows, dim = maps["project_in.weight"].shape
+    if rows != inner:
+        # lucidrains' heads may share one codebook
+        raise ValueError(
+            f"project_in must lead to the {inner} channels of the codes, got {rows} in {peer}"
+        )
+    return int(dim)
+
+
+def _book_state(books: list[Book]) -> State:
+    codes = torch.cat([book.codes for book in books])
+    started = torch.tensor(all(book.started for book in books), device=codes.device)
+    counts = torch.cat([book.counts for book in books])
+    return {"book.vectors": codes, "book.cluster_size": counts, "book.started": started}
+
+
+def _books(quantizer: VectorQuantizer | ResidualVQ) -> list[Book]:
+    """One book of all heads, or one for each level."""
+    book = quantizer.book
+    codes, counts, started = book.codes().detach(), book.cluster_size, bool(book.started)
+    if isinstance(quantizer, VectorQuantizer):
+        return [Book(codes, counts, started)]
+    return [
+        Book(c.unsqueeze(0), n.unsqueeze(0), started) for c, n in zip(codes, counts, strict=True)
+    ]
+
+
+def _detached(quantizer: nn.Module) -> State:
+    return {name: tensor.detach() for name, tensor in quantizer.state_dict().items()}
+
+
+_LUCIDRAINS = Averaged(
+    "_codebook.embed", "_codebook.cluster_size", "_codebook.embed_avg", "_codebook.initted"
+)
+_ENCODEC = Averaged("embed", "cluster_size", "embed_avg", "inited", (1,))
+
+LAYOUTS: dict[str, Single | Levels | Grid | Mapped] = {
+    "lucidrains.VectorQuantize": Single(
+        _LUCIDRAINS._replace(heads=True),
+        projections=Projections(),
+        metrics=("euclidean", "cosine"),
+    ),
+    "lucidrains.ResidualVQ": Levels(
+        "layers.{}.", _LUCIDRAINS._replace(heads=True), projections=Projections()
+    ),
+    "lucidrains.FSQ": Grid(FSQ),
+    "lucidrains.LFQ": Grid(LFQ),
+    "lucidrains.SimVQ": Mapped(),
+    # diffusers' VQModel keeps taming's names
+    "taming": Single(Averaged("embedding.weight"), Gradient(), channel_dim=1),
+    "rosinality": Single(Averaged("embed", "cluster_size", "embed_avg", transposed=True)),
+    "zalando": Single(Averaged("_embedding.weight"), Gradient(), channel_dim=1),
+    "zalando.EMA": Single(
+        Averaged("_embedding.weight", "_ema_cluster_size", "_ema_w"), channel_dim=1
+    ),
+    "encodec": Levels("vq.layers.{}._codebook.", _ENCODEC, channel_dim=1),
+    "encodec.transformers": Levels("layers.{}.codebook.", _ENCODEC, channel_dim=1),
+    "mimi": Levels(
+        "vq.layers.{}._codebook.",
+        Summed("embedding_sum", "cluster_usage", "_initialized"),
+        channel_dim=1,
+        projections=Projections(("input_proj", "output_proj"), convolved=True),
+    ),
+    "mimi.transformers": Levels(
+        "layers.{}.codebook.",
+        Summed("embed_sum", "cluster_usage", "initialized"),
+        channel_dim=1,
+        projections=Projections(("input_proj", "output_proj"), convolved=True),
+    ),
+    "rq-vae-transformer": Levels(
+        "codebooks.{}.",
+        Averaged("weight", "cluster_size_ema", "embed_ema", padded=True),
+    ),
+}
