@@ -188,7 +188,7 @@ void fill_sums(const Sizes& n, const SumTensors& in, int64_t channels, bool by_c
   const T* direction = elements<T>(in.direction, "direction", {n.heads, n.rows, n.depth});
   const T* axes = elements<T>(in.axes, "axes", {n.heads, n.codes, n.depth});
   const T* values = elements<T>(in.values, "values", {n.heads, other_count, channels});
-  check((direction == nullptr) == (axes == nullptr), "direction and axes must come together");
+  check(in.direction.has_value() == in.axes.has_value(), "direction and axes must come together");
   const int64_t width = round_up(channels, softmax_kernels<T>().width);
   for (int64_t h = 0; h < n.heads; ++h) {
     const int64_t row = h * n.rows, code = h * n.codes;

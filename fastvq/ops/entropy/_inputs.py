@@ -20,15 +20,13 @@ class Prepared(NamedTuple):
 
     x: Tensor  # [H, N, D], unit vectors for cosine
     codebook: Tensor  # [H, K, D], likewise
-    codes: Tensor  # [H, K, D], as given
+    codes: Tensor | None  # [H, K, D], as given where the codebook is not
     bias: Tensor  # [H, K], 0 or -inf
     finite: Tensor  # [H, N]
     metric: str
 
 
-def prepare(
-    x: Tensor, codebook: Tensor, metric: Metric, inverse_temperature: float
-) -> Prepared:
+def prepare(x: Tensor, codebook: Tensor, metric: Metric, inverse_temperature: float) -> Prepared:
     _checks.codebook(x, codebook)
     _checks.one_of("metric", metric, METRICS)
     if isinstance(inverse_temperature, bool) or not isinstance(inverse_temperature, int | float):
@@ -47,7 +45,7 @@ def prepare(
     codes = torch.where(alive.unsqueeze(-1), codes, 0).contiguous()
     bias = torch.zeros_like(alive, dtype=dtype).masked_fill(~alive, -torch.inf)
     if metric != "cosine":
-        return Prepared(rows, codes, codes, bias, finite, metric)
+        return Prepared(rows, codes, None, bias, finite, metric)
     return Prepared(_unit(rows), _unit(codes), codes, bias, finite, "dot")
 
 

@@ -73,7 +73,8 @@ class Logits(NamedTuple):
 
 class Entropies(torch.autograd.Function):
     """x, codebook, bias, counted, metric, scale -> mean entropy ``[H]``, mean distribution
-    ``[H, K]``, number of rows ``[H]``, and what backward needs."""
+    ``[H, K]``, number of rows ``[H]``, and what backward needs.
+    """
 
     @staticmethod
     def forward(
@@ -89,8 +90,9 @@ class Entropies(torch.autograd.Function):
         entropy = torch.where(sound, entropy, 0)
         mean = (weight * entropy).sum(-1)
         distribution, _ = sums(softmax, by_code=True, factor=weight)
-        rest = (softmax.maximum, softmax.log_sum, entropy, weight, sound)
-        return mean, distribution, count, *rest
+        return (
+            mean, distribution, count, softmax.maximum, softmax.log_sum, entropy, weight, sound,
+        )  # fmt: skip
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -103,11 +105,9 @@ class Entropies(torch.autograd.Function):
     def backward(
         ctx: Any, grad_mean: Tensor, grad_distribution: Tensor, *_: Any
     ) -> tuple[Tensor | None, ...]:
-        *tensors, entropy, weight, sound = ctx.saved_tensors
-        softmax = only(Softmax(*tensors, *ctx.options), sound)
-        means, _ = sums(
-            softmax, by_code=False, weight=torch.ones_like(weight), code_factor=grad_distribution
-        )
+        softmax, (entropy, weight, sound) = saved(ctx)
+        ones = torch.ones_like(weight)
+        means = sums(softmax, by_code=False, weight=ones, code_factor=grad_distribution)[0]
         log_factor = -weight * grad_mean.unsqueeze(-1)
         factors = {
             "log_factor": log_factor,
@@ -120,16 +120,19 @@ class Entropies(torch.autograd.Function):
 
 class Expectation(torch.autograd.Function):
     """x, codebook, codes, bias, metric, scale -> the mean of the codes for each row ``[H, N, D]``,
-    by the distribution that the codebook gives, and what backward needs."""
+    by the distribution that the codebook gives, and what backward needs. Codes that are the
+    codebook's own are not given: no tracer takes one tensor for two inputs.
+    """
 
     @staticmethod
     def forward(
-        x: Tensor, codebook: Tensor, codes: Tensor, bias: Tensor, metric: str, scale: float
+        x: Tensor, codebook: Tensor, codes: Tensor | None, bias: Tensor, metric: str, scale: float
     ) -> tuple[Tensor, ...]:
         maximum, log_sum, entropy, _ = softmax_rows(x, codebook, bias, None, metric, scale)
         softmax, sound = contained(
             Softmax(x, codebook, bias, maximum, log_sum, metric, scale), entropy
         )
+        codes = codebook if codes is None else codes
         centre = amid(codes)
         ones = torch.ones_like(maximum)
         _, mean = sums(softmax, by_code=False, factor=ones, values=codes - centre)
@@ -146,8 +149,8 @@ class Expectation(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        *tensors, codes, mean, sound = ctx.saved_tensors
-        softmax = only(Softmax(*tensors, *ctx.options), sound)
+        softmax, (given, mean, sound) = saved(ctx)
+        codes = softmax.codebook if given is None else given
         grad = torch.where(sound.unsqueeze(-1), grad, 0).contiguous()
         factors = {
             "factor": -(grad * mean).sum(-1),
@@ -155,16 +158,19 @@ class Expectation(torch.autograd.Function):
             "axes": codes - amid(codes),
         }
         grad_x, grad_codebook = through_logits(softmax, ctx.needs_input_grad, factors)
-        grad_codes = None
-        if ctx.needs_input_grad[2]:
-            ones = torch.ones_like(softmax.maximum)
-            _, grad_codes = sums(softmax, by_code=True, factor=ones, values=grad)
+        if not ctx.needs_input_grad[1 if given is None else 2]:
+            return grad_x, grad_codebook, None, None, None, None
+        ones = torch.ones_like(softmax.maximum)
+        grad_codes = sums(softmax, by_code=True, factor=ones, values=grad)[1]
+        if grad_codebook is not None and given is None:
+            return grad_x, grad_codebook + grad_codes, None, None, None, None
         return grad_x, grad_codebook, grad_codes, None, None, None
 
 
 class Surprisal(torch.autograd.Function):
     """x, codebook, bias, indices, metric, scale -> -log p of the code at the index ``[H, N]``, 0
-    for an index of -1, and what backward needs."""
+    for an index of -1, and what backward needs.
+    """
 
     @staticmethod
     def forward(
@@ -191,8 +197,7 @@ class Surprisal(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        *tensors, indices, used, sound = ctx.saved_tensors
-        softmax = only(Softmax(*tensors, *ctx.options), sound)
+        softmax, (indices, used, sound) = saved(ctx)
         grad = torch.where(used, grad, 0)
         sides = Logits.of(softmax)
         grad_x = grad_codebook = None
@@ -217,6 +222,14 @@ class Surprisal(torch.autograd.Function):
         return grad_x, grad_codebook, None, None, None, None
 
 
+def saved(ctx: Any) -> tuple[Softmax, tuple[Any, ...]]:
+    """The softmax that a Function saved first, its unsound rows harmless, and the rest, of which
+    the last says which rows are sound.
+    """
+    *tensors, sound = ctx.saved_tensors
+    return only(Softmax(*tensors[:5], *ctx.options), sound), (*tensors[5:], sound)
+
+
 def through_logits(
     softmax: Softmax, wanted: tuple[bool, ...], factors: dict[str, Tensor]
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -232,7 +245,8 @@ def through_logits(
 
 def contained(softmax: Softmax, entropy: Tensor) -> tuple[Softmax, Tensor]:
     """Which rows have a distribution ``[H, N]``, and a softmax in which the others are harmless:
-    logits that overflow or have no code to take must not reach what is summed over rows."""
+    logits that overflow or have no code to take must not reach what is summed over rows.
+    """
     sound = torch.isfinite(entropy)
     kept = only(softmax, sound)
     return kept._replace(

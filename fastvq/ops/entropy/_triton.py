@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -18,6 +17,8 @@ from fastvq.ops.entropy._triton_maths import gumbel_noise, logits_of, products_o
 
 # pairs in registers
 _OWNERS, _OTHERS = 32, 64
+# where values are summed too: a product in ordinary arithmetic holds its operands in registers
+_FEW_OTHERS = 16
 # channels of the values that a program sums; it goes over the others once for each
 _CHANNELS = 64
 
@@ -58,7 +59,8 @@ def softmax_sums(
             _or(values, owners), weights, totals, _scale(x, scale),
             count, others.shape[1], x.shape[1], codebook.shape[1], D=channels, C=wide,
             DOT=metric == "dot", BY_CODE=by_code, TILTED=code_factor is not None,
-            DIRECTED=direction is not None, BLOCK_M=_OWNERS, BLOCK_K=_OTHERS, BLOCK_C=block_c,
+            DIRECTED=direction is not None, BLOCK_M=_OWNERS,
+            BLOCK_K=_OTHERS if values is None else _FEW_OTHERS, BLOCK_C=block_c, num_warps=8,
         )  # fmt: skip
     return weights, totals
 

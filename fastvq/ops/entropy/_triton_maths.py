@@ -41,8 +41,8 @@ def products_of(
 def gumbel_noise(code, key, other_key):
     """The noise of pairs; its definition is at the reference."""
     bits = _mix(_mix(code + key) ^ other_key)
-    small = _singles(bits) * 2.3283064365386963e-10 + 1.1641532182693481e-10  # 2^-32, 2^-33
-    large = _singles(bits ^ 0xFFFFFFFF) * 2.3283064365386963e-10 + 1.1641532182693481e-10  # 1 - small
+    small = _middle(bits)
+    large = _middle(bits ^ 0xFFFFFFFF)  # 1 - small
     # what rounding took from 1 - small
     lost = ((1.0 - large) - small) / large
     logarithm = _log(large) + tl.where(small < 0.5, lost, 0.0)
@@ -59,11 +59,13 @@ def _mix(word):
 
 
 @triton.jit
-def _singles(words):
-    """Two exact halves, so that no conversion rounds otherwise than another's."""
+def _middle(words):
+    """The middle of the interval, one of 2^32 between 0 and 1, that a word names."""
+    # two exact halves, so that no conversion rounds otherwise than another's
     high = (words >> 16).to(tl.int32).to(tl.float32)
     low = (words & 0xFFFF).to(tl.int32).to(tl.float32)
-    return high * 65536.0 + low
+    unit: tl.constexpr = 2.0**-32
+    return (high * 65536.0 + low) * unit + unit / 2
 
 
 @triton.jit

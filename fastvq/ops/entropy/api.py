@@ -23,13 +23,13 @@ class Entropy(NamedTuple):
         sample: the mean of the vectors' own entropies, 0-d, or ``[H]`` with heads.
         batch: the entropy of ``probabilities``, 0-d or ``[H]``.
         probabilities: the mean of the vectors' distributions, ``[K]`` or ``[H, K]``.
-        count: how many vectors the means are over, 0-d or ``[H]``, without a gradient.
+        counted: how many vectors the means are over, 0-d or ``[H]``, without a gradient.
     """
 
     sample: Tensor
     batch: Tensor
     probabilities: Tensor
-    count: Tensor
+    counted: Tensor
 
 
 def entropy(
@@ -60,7 +60,7 @@ def entropy(
 
     Returns:
         :class:`Entropy`, in float32, float64 if an input is. For the batch entropy of several
-        processes, average ``probabilities`` over them, weighted by ``count``, and take
+        processes, average ``probabilities`` over them, weighted by ``counted``, and take
         :func:`distribution_entropy`.
 
     Raises:
@@ -94,12 +94,12 @@ def entropy(
             )
         _checks.same_device("counted", counted, "x", x)
         kept = kept & heads_first(canonical_indices(counted, codebook.ndim == 3))
-    sample, probabilities, count, *_ = Entropies.apply(
+    sample, probabilities, number, *_ = Entropies.apply(
         prepared.x, prepared.codebook, prepared.bias, kept, prepared.metric, inverse_temperature
     )
     if codebook.ndim == 2:
-        sample, probabilities, count = sample[0], probabilities[0], count[0]
-    return Entropy(sample, distribution_entropy(probabilities), probabilities, count)
+        sample, probabilities, number = sample[0], probabilities[0], number[0]
+    return Entropy(sample, distribution_entropy(probabilities), probabilities, number)
 
 
 def distribution_entropy(probabilities: Tensor) -> Tensor:

@@ -81,12 +81,10 @@ def softmax_sums(
 ) -> tuple[Tensor, Tensor]:
     """Sums of p phi, and of p phi times the values of the other side.
 
-    Args:
-        factors: alpha, gamma and w, ``[3, H, N]``.
-        code_factor: t, ``[H, K]``; none where w is 0.
-        direction: v, ``[H, N, D]``; with it, its counterpart a, ``[H, K, D]``, as ``axes``.
-        values: ``[H, K, C]``, or ``[H, N, C]`` with ``by_code``.
-        by_code: whether the sums run over the rows, one for each code.
+    The ``factors`` ``[3, H, N]`` are alpha, gamma and w; ``code_factor`` ``[H, K]`` is t, missing
+    where w is 0; ``direction`` ``[H, N, D]`` is v, and comes with a as ``axes`` ``[H, K, D]``; the
+    values are ``[H, K, C]``, or ``[H, N, C]`` with ``by_code``: one sum over the rows for each code
+    instead of one over the codes for each row.
 
     Returns:
         ``[H, N]`` and ``[H, N, C]``, or ``[H, K]`` and ``[H, K, C]`` with ``by_code``; the latter
@@ -137,11 +135,15 @@ def _chunks(owners: Tensor, others: Tensor) -> Iterator[tuple[int, slice]]:
 
 
 def _logits(x: Tensor, codebook: Tensor, metric: str, scale: float) -> Tensor:
+    """In float64, infinite where the dtype of x would overflow: that decides which rows count."""
+    largest = torch.finfo(x.dtype).max
     x, codebook = x.double(), codebook.double()
     if metric == "dot":
-        return scale * (x @ codebook.mT)
-    distance = torch.cdist(x, codebook, compute_mode="donot_use_mm_for_euclid_dist")
-    return -scale * distance.square()
+        logits = scale * (x @ codebook.mT)
+    else:
+        distance = torch.cdist(x, codebook, compute_mode="donot_use_mm_for_euclid_dist")
+        logits = -scale * distance.square()
+    return torch.where(logits.abs() > largest, logits.sign() * torch.inf, logits)
 
 
 def _where_positive(chances: Tensor, phi: Tensor) -> Tensor:
