@@ -20,6 +20,16 @@ STABLE_TORCH_LIBRARY(fastvq_native, m) {
       "residual_backward(Tensor grad_quantized, Tensor factors, Tensor x, Tensor codebooks, "
       "Tensor indices) -> Tensor");
   m.def(
+      "softmax_rows(Tensor x, Tensor codebook, Tensor bias, Tensor? indices, str metric, "
+      "float scale) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "softmax_sums(Tensor x, Tensor codebook, Tensor bias, Tensor maximum, Tensor log_sum, "
+      "Tensor factors, Tensor? code_factor, Tensor? direction, Tensor? axes, Tensor? values, "
+      "bool by_code, str metric, float scale) -> (Tensor, Tensor)");
+  m.def(
+      "softmax_samples(Tensor x, Tensor codebook, Tensor bias, Tensor keys, str metric, "
+      "float scale) -> Tensor");
+  m.def(
       "statistics(Tensor x, Tensor indices, int num_codes, Tensor? codebook) -> (Tensor, Tensor)");
 }
 

@@ -25,5 +25,7 @@ static constexpr Kernels make_table(const char* name) {
           .gather_float_double = gather_table<float, double>(),
           .gather_half_double = gather_table<c10::Half, double>(),
           .gather_bfloat16_double = gather_table<c10::BFloat16, double>(),
-          .gather_double = gather_table<double, double>()};
+          .gather_double = gather_table<double, double>(),
+          .softmax_float = softmax_table<float>(),
+          .softmax_double = softmax_table<double>()};
 }

@@ -4,7 +4,9 @@
 
 #include "rows.h"
 
+#include <cmath>
 #include <cstdint>
+#include <limits>
 #include <type_traits>
 
 namespace fastvq {
@@ -157,6 +159,37 @@ struct ScoreKernels {
                      int64_t blocks, int32_t first_group, const float* threshold, Suspect* out);
 };
 
+// What a row of logits has come to: its maximum, and the sums of e^(l - maximum) and of that times
+// l - maximum.
+template <class T>
+struct SoftmaxRow {
+  T maximum;
+  double sum, moment;
+};
+
+// Where the parts of p phi are, at the first of a block; see the op's reference.
+template <class T>
+struct SoftmaxTerms {
+  bool rows_on_lanes;  // else the codes are
+  const T *maximum, *log_sum, *log_factor, *factor, *weight;  // of the rows
+  const T *bias, *code_factor;                                // of the codes; the latter or null
+  const T* direction;                                         // v . a of each pair, or null
+};
+
+// A block is some panels of others. Four owners are worked on together.
+template <class T>
+struct SoftmaxKernels {
+  int64_t panel, width;
+  void (*products)(const T* const (&owners)[4], const T* packed, int64_t panels, int64_t depth,
+                   bool dot, T scale, T* out, int64_t stride);
+  void (*absorb)(T* logits, const T* bias, int64_t count, SoftmaxRow<T>& row);
+  T (*weigh)(T* logits, int64_t count, const SoftmaxTerms<T>& terms);
+  void (*spread)(const T* terms, int64_t stride, const T* values, int64_t count, int64_t channels,
+                 T* totals);
+  T (*perturb)(T* logits, const T* bias, int64_t count, uint32_t first_code, uint32_t key,
+               uint32_t other_key);
+};
+
 struct Kernels {
   const char* name;
   RowKernels<float> rows_float;
@@ -170,6 +203,8 @@ struct Kernels {
   GatherKernels<c10::Half, double> gather_half_double;
   GatherKernels<c10::BFloat16, double> gather_bfloat16_double;
   GatherKernels<double, double> gather_double;
+  SoftmaxKernels<float> softmax_float;
+  SoftmaxKernels<double> softmax_double;
 };
 
 // The table in use: the best the machine has, or what FASTVQ_CPU_CAPABILITY names.
@@ -181,6 +216,15 @@ const RowKernels<T>& row_kernels() {
     return kernels().rows_float;
   } else {
     return kernels().rows_double;
+  }
+}
+
+template <class T>
+const SoftmaxKernels<T>& softmax_kernels() {
+  if constexpr (std::is_same_v<T, float>) {
+    return kernels().softmax_float;
+  } else {
+    return kernels().softmax_double;
   }
 }
 

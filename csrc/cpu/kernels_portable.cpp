@@ -9,6 +9,7 @@ namespace {
 #include "read_kernel.h"
 #include "gather_kernel.h"
 #include "accumulate_kernel.h"
+#include "entropy_kernel.h"
 namespace float32 {
 #include "product_float32.h"
 #include "score_kernel.h"

@@ -75,6 +75,10 @@ CASES = (
     Case("residual", 4096, 64, 128),
     Case("residual", 8192, 64, 128),
     Case("residual", 256, 16, 64, x=BRAIN, codebook=DOUBLE),
+    Case("entropy", 4096, 1024, 64),
+    Case("entropy", 8192, 1024, 64),
+    Case("entropy", 4096, 1024, 256, "dot"),
+    Case("entropy", 4096, 1024, 3, x=DOUBLE, codebook=DOUBLE),
 )
 # what CI has time for besides all of sm_90: the search, whose tilings differ
 ELSEWHERE = {
@@ -124,6 +128,9 @@ def launch(case: Case) -> None:
     if case.op == "nearest":
         nearest(x, codebook, case.metric, "exact")
         return
+    if case.op == "entropy":
+        launch_entropy(case)
+        return
     if case.op == "residual":
         # its search goes through the dispatcher, which runs it on the CPU
         residual = import_module("fastvq.ops.residual._triton")
@@ -138,6 +145,25 @@ def launch(case: Case) -> None:
         quantize.directional_backward(x, torch.zeros(()), x, codebook, indices, gradient, to_codes)
     for residual in (codebook, None):
         statistics(x, indices, case.codes, residual)
+
+
+def launch_entropy(case: Case) -> None:
+    """Calls the streams of the softmax with all that each may be given, and with the least."""
+    streams = import_module("fastvq.ops.entropy._triton")
+    x = torch.zeros(1, case.rows, case.channels, dtype=case.x)
+    codebook = torch.zeros(1, case.codes, case.channels, dtype=case.codebook)
+    row, code = x[..., 0].contiguous(), codebook[..., 0].contiguous()
+    indices = torch.zeros(1, case.rows, dtype=torch.int64)
+    factors = torch.zeros(3, 1, case.rows, dtype=case.x)
+    for chosen in (indices, None):
+        streams.softmax_rows(x, codebook, code, chosen, case.metric, 2.0)
+    for by_code, values in ((False, codebook), (True, x)):
+        given = (x, codebook, code, row, row, factors)
+        streams.softmax_sums(*given, code, None, None, values, by_code, case.metric, 2.0)
+        streams.softmax_sums(*given, None, x, codebook, values, by_code, case.metric, 2.0)
+        streams.softmax_sums(*given, None, None, None, None, by_code, case.metric, 2.0)
+    keys = torch.zeros(2, 1, case.rows, dtype=torch.int64)
+    streams.softmax_samples(x, codebook, code, keys, case.metric, 2.0)
 
 
 class Compiled(NamedTuple):
