@@ -5,20 +5,16 @@ from fastvq.nn.bsq import BSQ
 from fastvq.nn.codebook import Codebook, Usage
 from fastvq.nn.fsq import FSQ
 from fastvq.nn.grouped_residual_vq import GroupedResidualVQ
-from fastvq.nn.learning import EMA, Frozen, Gradient
-from fastvq.nn.lfq import LFQ
-from fastvq.nn.projected_residual_vq import ProjectedResidualVQ
-from fastvq.nn.quantized import Quantized
-from fastvq.nn.random_projection import RandomProjectionQuantizer
-from fastvq.nn.regularizers import Orthogonality
 from fastvq.nn.gumbel_vq import GumbelVQ
 from fastvq.nn.ibq import IBQ
 from fastvq.nn.learning import EMA, Frozen, Gradient
 from fastvq.nn.lfq import LFQ
 from fastvq.nn.multi_scale_vq import MultiScaleQuantized, MultiScaleVQ
+from fastvq.nn.projected_residual_vq import ProjectedResidualVQ
 from fastvq.nn.qinco import QINCo
 from fastvq.nn.quantized import Quantized
 from fastvq.nn.random_projection import RandomProjectionQuantizer
+from fastvq.nn.regularizers import Orthogonality
 from fastvq.nn.residual_fsq import ResidualFSQ
 from fastvq.nn.residual_lfq import ResidualLFQ
 from fastvq.nn.residual_simvq import ResidualSimVQ
@@ -39,13 +35,12 @@ __all__ = [
     "Given",
     "Gradient",
     "GroupedResidualVQ",
-    "KMeans",
-    "Orthogonality",
-    "ProjectedResidualVQ",
     "GumbelVQ",
     "KMeans",
     "MultiScaleQuantized",
     "MultiScaleVQ",
+    "Orthogonality",
+    "ProjectedResidualVQ",
     "QINCo",
     "Quantized",
     "RandomProjectionQuantizer",
