@@ -23,22 +23,20 @@ from fastvq.training import ModelTraining, media, metrics
 
 MODEL = WaveNetVQVAEConfig(
     num_speakers=6,
+    encoder_input="spectrum",
     hidden_channels=64,
     residual_blocks=2,
     codebook_size=512,
     codebook_dim=32,
-    commitment_weight=0.05,
     decay=0.95,
     wavenet_channels=48,
     wavenet_gate_channels=48,
-    wavenet_skip_channels=96,
-    wavenet_layers=16,
+    wavenet_skip_channels=64,
+    wavenet_layers=10,
     wavenet_cycle=8,
 )
 RATE, LENGTH = 8000, 4096
-TRAINING = ModelTraining(
-    steps=900, batch_size=4, learning_rate=2e-3, precision="bfloat16", validate_every=300
-)
+TRAINING = ModelTraining(steps=1600, batch_size=2, learning_rate=2e-3, validate_every=800)
 _HEARD, _SPOKEN = 12, 60
 _TEST_INDICES = 5
 _WINDOW, _HOP = 256, 64

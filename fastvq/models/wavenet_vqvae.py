@@ -16,7 +16,7 @@ from fastvq.models.base import Bits, Coder
 from fastvq.models.likelihoods import Softmax
 from fastvq.models.networks import Encoder, NetworkConfig
 from fastvq.models.quantizers import QuantizerConfig, make_quantizer
-from fastvq.models.spectrum import SpectrumHead
+from fastvq.models.spectrum import LogSpectrum, SpectrumEncoder, SpectrumHead
 from fastvq.priors import WaveNet, WaveNetConfig, sample
 
 
@@ -30,6 +30,9 @@ class WaveNetVQVAEConfig(NetworkConfig, QuantizerConfig):
     Attributes:
         spatial_dims: 1.
         in_channels: 1.
+        encoder_input: ``"samples"`` (the paper), through strided convolutions, or ``"spectrum"``,
+            the log power spectrum around every code (`LogSpectrum`), from which a short training
+            learns more. The residual blocks and attention follow either.
         residual_blocks: of the encoder.
         codebook_size: codes K.
         strides: downsampling of each stage of the encoder: 64 in all.
@@ -50,6 +53,7 @@ class WaveNetVQVAEConfig(NetworkConfig, QuantizerConfig):
     residual_blocks: int = 0
     codebook_size: int = 512
     strides: tuple[int, ...] = (2, 2, 2, 2, 2, 2)
+    encoder_input: str = "samples"
     levels: int = 256
     num_speakers: int | None = None
     spectrum_weight: float = 1.0
@@ -66,6 +70,7 @@ class WaveNetVQVAEConfig(NetworkConfig, QuantizerConfig):
         for name in ("spatial_dims", "in_channels"):
             if getattr(self, name) != 1:
                 raise ValueError(f"{name} must be 1 for speech, got {getattr(self, name)}")
+        _checks.one_of("encoder_input", self.encoder_input, ("samples", "spectrum"))
         _checks.fraction("spectrum_weight", self.spectrum_weight, high=math.inf)
         self.stages()
         Softmax(self.levels)
@@ -156,15 +161,18 @@ class WaveNetVQVAE(Coder[Tensor]):
         super().__init__(config)
         channels, hidden = config.code_channels, config.hidden_channels
         self.likelihood = Softmax(config.levels)
-        self.encoder = Encoder(config, 1, config.stages(), channels)
+        spectrum = LogSpectrum(math.prod(config.stride), config.levels)
+        self.encoder = (
+            SpectrumEncoder(config, spectrum, channels)
+            if config.encoder_input == "spectrum"
+            else Encoder(config, 1, config.stages(), channels)
+        )
         self.quantizer = make_quantizer(config)
         # a look at the neighbouring codes, before they are repeated to the rate of the samples
         self.context = blocks.convolution(1, channels, hidden, config.kernel_size)
         self.spectrum = None
         if config.spectrum_weight:
-            self.spectrum = SpectrumHead(
-                hidden, math.prod(config.stride), config.levels, config.num_speakers
-            )
+            self.spectrum = SpectrumHead(hidden, spectrum, config.num_speakers)
         self.decoder = WaveNet(config.wavenet())
 
     @property

@@ -45,8 +45,9 @@ def listening(model):
     return model
 
 
-def test_every_parameter_gets_a_finite_gradient_that_is_not_zero(quantizer):
-    model = small(quantizer, residual_blocks=1, residual_channels=4)
+@pytest.mark.parametrize("encoder_input", ["samples", "spectrum"])
+def test_every_parameter_gets_a_finite_gradient_that_is_not_zero(quantizer, encoder_input):
+    model = small(quantizer, residual_blocks=1, residual_channels=4, encoder_input=encoder_input)
     with torch.no_grad():
         # all codes of an untrained "fsq" are zero, from which the context learns nothing
         model.encoder.layers[-1].weight.mul_(30)
@@ -58,8 +59,9 @@ def test_every_parameter_gets_a_finite_gradient_that_is_not_zero(quantizer):
         assert parameter.grad.abs().max() > 0, name
 
 
-def test_shapes(quantizer):
-    model = small(quantizer)
+@pytest.mark.parametrize("encoder_input", ["samples", "spectrum"])
+def test_shapes(quantizer, encoder_input):
+    model = small(quantizer, encoder_input=encoder_input)
     groups = () if model.config.codebooks == 1 else (model.config.codebooks,)
     x = sound()
     out = model(x, SPEAKERS)
