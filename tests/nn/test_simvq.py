@@ -19,6 +19,20 @@ class TestContractNarrow(QuantizerContract):
         return SimVQ(self.dim, 50, codebook_dim=5, channel_dim=channel_dim)
 
 
+@pytest.mark.parametrize("gradient", ["rotation", "diveq"])
+def test_gradient_is_the_ops(gradient):
+    vq, x = SimVQ(8, 20, gradient=gradient), torch.randn(30, 8, requires_grad=True)
+    quantized, indices, loss = vq(x)
+    inputs = (x, vq.map.weight)
+    actual = torch.autograd.grad(quantized.square().sum() + loss, inputs)
+    out = fastvq.ops.quantize(x, vq.codebook, indices, gradient=gradient)
+    total = out.quantized.square().sum() + 0.25 * out.commitment_loss + out.codebook_loss
+    for a, b in zip(actual, torch.autograd.grad(total, inputs), strict=True):
+        testing.assert_within(a, b.double(), 1e-6 * b.abs().max())
+    with pytest.raises(ValueError, match="did you mean 'rotation'"):
+        SimVQ(8, 20, gradient="rotate")
+
+
 def test_values_by_hand():
     vq = SimVQ(2, 3, codebook_dim=1, codebook_weight=0.5)
     vq.frozen.copy_(torch.tensor([[-1.0], [0.0], [2.0]]))
