@@ -16,6 +16,8 @@ class TestContract(QuantizerContract):
 
 
 class TestContractWithoutProjections(QuantizerContract):
+    compiler = "aot_eager"
+
     dim = 5
 
     def make(self, channel_dim=-1):

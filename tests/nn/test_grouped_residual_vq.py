@@ -13,6 +13,8 @@ class TestContract(QuantizerContract):
 
 
 class TestContractByGradient(QuantizerContract):
+    compiler = "aot_eager"
+
     def make(self, channel_dim=-1):
         return GroupedResidualVQ(
             self.dim, 24, 2, 4, learning=Gradient(), gradient="rotation", channel_dim=channel_dim

@@ -16,6 +16,8 @@ class TestContract(QuantizerContract):
 
 
 class TestContractSoft(QuantizerContract):
+    compiler = "aot_eager"
+
     def make(self, channel_dim=-1):
         return GumbelVQ(self.dim, 20, temperature=0.5, hard=False, channel_dim=channel_dim)
 

@@ -18,6 +18,8 @@ class TestContract(QuantizerContract):
 
 
 class TestContractWithoutEntropies(QuantizerContract):
+    compiler = "aot_eager"
+
     def make(self, channel_dim=-1):
         return IBQ(self.dim, 20, entropy_weight=0.0, channel_dim=channel_dim)
 

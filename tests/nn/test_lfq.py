@@ -24,6 +24,8 @@ class TestContract(QuantizerContract):
 class TestContractWithoutProjections(QuantizerContract):
     """And with groups of bits of unequal size."""
 
+    compiler = "aot_eager"
+
     def make(self, channel_dim=-1):
         return LFQ(2**16, group_bits=6, channel_dim=channel_dim)
 
@@ -33,6 +35,8 @@ class TestContractWithoutProjections(QuantizerContract):
 
 
 class TestContractOnTheSphere(QuantizerContract):
+    compiler = "aot_eager"
+
     def make(self, channel_dim=-1):
         return BSQ(2**7, self.dim, channel_dim=channel_dim)
 

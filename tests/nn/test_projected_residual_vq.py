@@ -13,6 +13,8 @@ class TestContract(QuantizerContract):
 
 
 class TestContractWithEverything(QuantizerContract):
+    compiler = "aot_eager"
+
     def make(self, channel_dim=-1):
         return ProjectedResidualVQ(
             self.dim, 24, 2, codebook_dim=4, metric="euclidean", learning=EMA(0.9),

@@ -18,6 +18,8 @@ class TestContractFSQ(QuantizerContract):
 class TestContractFSQWithoutProjections(QuantizerContract):
     """And with dropout."""
 
+    compiler = "aot_eager"
+
     dim = 5
 
     def make(self, channel_dim=-1):
@@ -34,6 +36,8 @@ class TestContractLFQ(QuantizerContract):
 
 
 class TestContractLFQWithDropout(QuantizerContract):
+    compiler = "aot_eager"
+
     def make(self, channel_dim=-1):
         return ResidualLFQ(
             2**6, 4, self.dim, dropout=0.5, inverse_temperature=1.0, channel_dim=channel_dim

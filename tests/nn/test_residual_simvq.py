@@ -15,6 +15,8 @@ class TestContract(QuantizerContract):
 
 
 class TestContractNarrowWithDropout(QuantizerContract):
+    compiler = "aot_eager"
+
     def make(self, channel_dim=-1):
         return ResidualSimVQ(self.dim, 50, 4, codebook_dim=5, dropout=0.5, channel_dim=channel_dim)
 

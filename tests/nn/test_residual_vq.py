@@ -16,6 +16,8 @@ class TestContract(QuantizerContract):
 
 
 class TestContractWithEverything(QuantizerContract):
+    compiler = "aot_eager"
+
     def make(self, channel_dim=-1):
         return ResidualVQ(
             self.dim, 24, 4, codebook_dim=6, learning=Gradient(), dropout=0.5,
@@ -24,6 +26,8 @@ class TestContractWithEverything(QuantizerContract):
 
 
 class TestContractShared(QuantizerContract):
+    compiler = "aot_eager"
+
     def make(self, channel_dim=-1):
         return ResidualVQ(
             self.dim, 24, 3, shared_codebook=True, gradient="rotation", channel_dim=channel_dim

@@ -15,6 +15,8 @@ class TestContract(QuantizerContract):
 
 
 class TestContractNarrow(QuantizerContract):
+    compiler = "aot_eager"
+
     def make(self, channel_dim=-1):
         return SimVQ(self.dim, 50, codebook_dim=5, channel_dim=channel_dim)
 

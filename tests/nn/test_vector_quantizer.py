@@ -27,6 +27,8 @@ class TestContract(QuantizerContract):
 class TestContractWithEverything(QuantizerContract):
     """Heads, projections, unit norm, accumulation: the other branch of each."""
 
+    compiler = "aot_eager"
+
     def make(self, channel_dim=-1):
         return VectorQuantizer(
             self.dim,
@@ -40,6 +42,8 @@ class TestContractWithEverything(QuantizerContract):
 
 
 class TestContractByGradient(QuantizerContract):
+    compiler = "aot_eager"
+
     def make(self, channel_dim=-1):
         return VectorQuantizer(
             self.dim, 32, learning=Gradient(), metric="dot", channel_dim=channel_dim
@@ -47,6 +51,8 @@ class TestContractByGradient(QuantizerContract):
 
 
 class TestContractFrozen(QuantizerContract):
+    compiler = "aot_eager"
+
     def make(self, channel_dim=-1):
         return VectorQuantizer(
             self.dim, 32, learning=Frozen(), start=Uniform(2.0), channel_dim=channel_dim
@@ -54,11 +60,15 @@ class TestContractFrozen(QuantizerContract):
 
 
 class TestContractByRotation(QuantizerContract):
+    compiler = "aot_eager"
+
     def make(self, channel_dim=-1):
         return VectorQuantizer(self.dim, 32, gradient="rotation", channel_dim=channel_dim)
 
 
 class TestContractByDiveq(QuantizerContract):
+    compiler = "aot_eager"
+
     def make(self, channel_dim=-1):
         return VectorQuantizer(
             self.dim, 32, learning=Gradient(), gradient="diveq", channel_dim=channel_dim
