@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastvq import _checks
 from fastvq.compat._keys import Keys
 
 # of every library here that smooths its counts
@@ -49,7 +50,9 @@ class Averaged(NamedTuple):
         codes = codes.unsqueeze(0) if codes.ndim == 2 else codes
         counts = torch.ones(codes.shape[:2], dtype=codes.dtype, device=codes.device)
         if self.counts is not None:
-            counts = keys.take(at + self.counts).reshape(codes.shape[:2])
+            counts = keys.take(at + self.counts)
+            _fits(keys.peer, codes, counts)
+            counts = counts.reshape(codes.shape[:2])
         if self.average is not None:
             # early cosine codebooks of lucidrains have none
             keys.maybe(at + self.average)
@@ -90,6 +93,7 @@ class Summed(NamedTuple):
     def read(self, keys: Keys, at: str = "") -> Book:
         """Takes the codebook whose names start with ``at``."""
         sums, counts = keys.take(at + self.sums), keys.take(at + self.counts)
+        _fits(keys.peer, sums, counts)
         started = bool(keys.take(at + self.started).all())
         return Book(self._quotient(sums, counts).unsqueeze(0), counts.unsqueeze(0), started)
 
@@ -97,13 +101,6 @@ class Summed(NamedTuple):
         """The tensors of the codebook, their names starting with ``at``."""
         codes, counts = book.codes[0], book.counts[0]
         sums = codes * counts.clamp(min=self.floor).unsqueeze(-1)
-        # a product is half a step off, and its quotient then another code: the step to either side
-        for end in (-torch.inf, torch.inf):
-            beside = torch.nextafter(sums, torch.full_like(sums, end))
-            better = (self._quotient(sums, counts) != codes) & (
-                self._quotient(beside, counts) == codes
-            )
-            sums = torch.where(better, beside, sums)
         return {
             at + self.sums: sums,
             at + self.counts: counts.clone(),
@@ -112,6 +109,14 @@ class Summed(NamedTuple):
 
     def _quotient(self, sums: Tensor, counts: Tensor) -> Tensor:
         return sums / counts.clamp(min=self.floor).unsqueeze(-1)
+
+
+def _fits(peer: str, codes: Tensor, counts: Tensor) -> None:
+    if counts.numel() != codes.shape[:-1].numel():
+        raise ValueError(
+            f"counts must be one for each of the codes {_checks.shape(codes)}, "
+            f"got {_checks.shape(counts)} in {peer}"
+        )
 
 
 def _flag(book: Book, shape: tuple[int, ...]) -> Tensor:

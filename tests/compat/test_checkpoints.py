@@ -13,6 +13,7 @@ from fastvq.compat import from_fastvq, to_fastvq
 from fastvq.compat._layouts import LAYOUTS
 
 K, D, Q = 32, 8, 3
+BOOK = "vq.layers.1._codebook."
 ROWS = (2, 50)
 
 
@@ -215,9 +216,13 @@ def test_unknown_peers_and_wrong_quantizers_are_refused():
     shared = lucidrains("VectorQuantize", dim=D, codebook_size=K, heads=2, codebook_dim=8)
     with pytest.raises(ValueError, match=r"project_in must lead to the 8 channels .* got 16"):
         to_fastvq("lucidrains.VectorQuantize", shared.state_dict())
-    uneven = encodec() | {"vq.layers.1._codebook.embed": torch.randn(K, D + 1)}
+    uneven = encodec() | {f"{BOOK}embed": torch.randn(K, D + 1)}
     with pytest.raises(ValueError, match=r"codebooks .* of one shape"):
         to_fastvq("encodec", uneven)
+    for name, key in (("rosinality", "cluster_size"), ("mimi", f"{BOOK}cluster_usage")):
+        few = STATES[name]() | {key: torch.ones(5)}
+        with pytest.raises(ValueError, match=rf"one for each of the codes .* got \[5\] in {name}"):
+            to_fastvq(name, few)
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def trained(module, losses, batches):
 def assert_same_state(expected, actual):
     assert expected.keys() == actual.keys()
     for name, tensor in expected.items():
-        torch.testing.assert_close(actual[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+        torch.testing.assert_close(actual[name], tensor, rtol=1e-5, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize("legacy", [True, False])
@@ -96,11 +96,11 @@ def test_averages_go_on_as_lucidrains_and_back():
         expected, indices, _ = theirs(x)
         quantized, found, _ = ours(x)
         assert torch.equal(found, indices)
-        torch.testing.assert_close(quantized, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(quantized, expected, rtol=1e-5, atol=1e-5)
     # its counts are smoothed by 1e-5 of a vector, ours are not
     back = from_fastvq(name, ours)
     for key, tensor in theirs.state_dict().items():
-        torch.testing.assert_close(back[key], tensor, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(back[key], tensor, rtol=1e-5, atol=1e-5)
 
 
 def test_averages_go_on_as_rosinality():
