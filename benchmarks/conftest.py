@@ -94,6 +94,8 @@ def _table(groups: dict) -> list[str]:
             peak = row["peak_extra_bytes"]
             memory = "memory not measured" if peak is None else f"{peak / 2**20:9.1f} MiB extra"
             share = f"   certified {row['certified']:.2%}" if "certified" in row else ""
+            pairs = row.get("bytes_per_pair")
+            share += f"   {pairs:.2f} bytes a pair" if pairs is not None else ""
             lines.append(f"  {name:<32}{ratio:>11}{rate:>18}{memory:>22}{share}")
             if best is not None and name not in ours:
                 ratios[group.split()[0], name].append(row["median_s"] / best)

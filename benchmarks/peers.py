@@ -57,6 +57,62 @@ SEARCHES: dict[str, Search] = {
 }
 
 
+def dense_entropies(x: Tensor, codebook: Tensor, beta: float) -> Tensor:
+    """Sample less batch entropy as LFQ, IBQ and LlamaGen write it: one softmax over all codes."""
+    products = x @ codebook.t()
+    squares = x.square().sum(-1, keepdim=True) + codebook.square().sum(-1) - 2 * products
+    logits = -beta * squares
+    probabilities, logarithms = logits.softmax(-1), logits.log_softmax(-1)
+    mean = probabilities.mean(0)
+    sample = -(probabilities * logarithms).sum(-1).mean()
+    return sample + (mean * (mean + 1e-8).log()).sum()
+
+
+class _ChunkedEntropies(torch.autograd.Function):
+    """The strongest plain torch: as many rows at a time as fit the cache, twice each way."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, codebook: Tensor, beta: float) -> Tensor:
+        ctx.beta, half = beta, codebook.square().sum(-1) * -beta
+        mean, sample = torch.zeros_like(half), x.new_zeros(())
+        for rows in x.split(_rows_of(codebook)):
+            logarithms = torch.addmm(half, rows, codebook.t(), alpha=2 * beta).log_softmax(-1)
+            probabilities = logarithms.exp()
+            mean += probabilities.sum(0)
+            sample -= torch.linalg.vecdot(probabilities, logarithms).sum()
+        mean /= len(x)
+        ctx.save_for_backward(x, codebook, mean)
+        return sample / len(x) + torch.special.xlogy(mean, mean).sum()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, codebook, mean = ctx.saved_tensors
+        beta, half = ctx.beta, codebook.square().sum(-1) * -ctx.beta
+        tilt = mean.clamp_min(1e-30).log()
+        grad_x, grad_codebook, weights = [], torch.zeros_like(codebook), torch.zeros_like(half)
+        for rows in x.split(_rows_of(codebook)):
+            logarithms = torch.addmm(half, rows, codebook.t(), alpha=2 * beta).log_softmax(-1)
+            probabilities = logarithms.exp()
+            terms = tilt - logarithms
+            terms -= (probabilities * terms).sum(-1, keepdim=True)
+            terms *= probabilities
+            grad_x.append(terms @ codebook)
+            grad_codebook.addmm_(terms.t(), rows)
+            weights += terms.sum(0)
+        grad_codebook -= weights.unsqueeze(-1) * codebook
+        scale = 2 * beta * grad / len(x)
+        return torch.cat(grad_x) * scale, grad_codebook * scale, None
+
+
+def chunked_entropies(x: Tensor, codebook: Tensor, beta: float) -> Tensor:
+    """The same value without N x K, by matrix products on chunks of rows."""
+    return _ChunkedEntropies.apply(x, codebook, beta)
+
+
+def _rows_of(codebook: Tensor) -> int:
+    return max(1, _CHUNK_ELEMENTS // codebook.shape[0])
+
+
 def lucidrains(dim: int, codebook_size: int) -> torch.nn.Module:
     """lucidrains' VectorQuantize with the plain straight-through gradient and the same decay."""
     from vector_quantize_pytorch import VectorQuantize

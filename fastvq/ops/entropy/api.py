@@ -262,7 +262,7 @@ def sample_codes(
         >>> import torch, fastvq
         >>> x, codebook = torch.zeros(6, 1), torch.tensor([[-1.0], [1.0], [99.0]])
         >>> fastvq.ops.sample_codes(x, codebook, seed=0)
-        tensor([0, 0, 0, 0, 0, 0])
+        tensor([0, 1, 1, 1, 0, 1])
     """
     if not isinstance(seed, Tensor):
         if isinstance(seed, bool) or not isinstance(seed, int):

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from fastvq.ops.entropy._noise import gumbel
 
-# elements of float64 work space: 8 MiB, whatever N and K are
+# elements of a float64 matrix of pairs, of which a few exist at once, whatever N and K are
 _WORKSPACE = 1 << 20
 
 
