@@ -161,9 +161,11 @@ struct Softmax {
     Vector total{};
     for (int64_t j = 0; j < count; j += kWidth) {
       const Vector logit = at(logits + j) + part<kCodesOnLanes>(terms.bias, j);
-      const Vector logarithm = (logit - part<kRowsOnLanes>(terms.maximum, j)) - part<kRowsOnLanes>(terms.log_sum, j);
+      const Vector top = part<kRowsOnLanes>(terms.maximum, j);
+      const Vector logarithm = (logit - top) - part<kRowsOnLanes>(terms.log_sum, j);
       const Vector chance = exp(logarithm);
-      Vector phi = part<kRowsOnLanes>(terms.log_factor, j) * logarithm + part<kRowsOnLanes>(terms.factor, j);
+      const Vector slope = part<kRowsOnLanes>(terms.log_factor, j);
+      Vector phi = slope * logarithm + part<kRowsOnLanes>(terms.factor, j);
       if (terms.code_factor != nullptr) {
         phi += part<kRowsOnLanes>(terms.weight, j) * part<kCodesOnLanes>(terms.code_factor, j);
       }
@@ -268,7 +270,8 @@ struct Softmax {
     // log(1 + f) = 2 atanh(s), less what is exact of it
     const Vector series = z * (z * (z * (z * (2.0f / 9) + 2.0f / 7) + 2.0f / 5) + 2.0f / 3);
     const Vector half = 0.5f * f * f;
-    return exponent * 0x1.62e4p-1f + (f - (half - (s * (half + series) + exponent * 0x1.7f7d1cp-20f)));
+    const Vector rest = s * (half + series) + exponent * 0x1.7f7d1cp-20f;
+    return exponent * 0x1.62e4p-1f + (f - (half - rest));
   }
 };
 

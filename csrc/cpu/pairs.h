@@ -64,7 +64,9 @@ Buffer<T> packed(const T* rows, int64_t count, int64_t depth) {
     T* to = out.get() + p * panel * depth;
     for (int64_t j = 0; j < panel; ++j) {
       const int64_t row = p * panel + j;
-      for (int64_t d = 0; d < depth; ++d) to[d * panel + j] = row < count ? rows[row * depth + d] : 0;
+      for (int64_t d = 0; d < depth; ++d) {
+        to[d * panel + j] = row < count ? rows[row * depth + d] : 0;
+      }
     }
   });
   return out;

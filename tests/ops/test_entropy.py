@@ -378,6 +378,24 @@ def test_memory_does_not_grow_with_rows_times_codes():
     assert largest.numel <= 4 * max(x.numel(), codebook.numel())
 
 
+def test_the_batch_entropy_of_several_processes():
+    x, codebook = testing.gaussian(32, 20, 8)
+    (whole,) = leaves(codebook)
+    joint = ops.entropy(x, whole)
+    joint.batch.backward()
+    means = [ops.entropy(part, codebook).probabilities for part in x.chunk(2)]
+    mean = torch.stack(means).mean(0)
+    testing.assert_within(mean, joint.probabilities.detach().double(), 1e-7)
+    grads = []
+    for part in x.chunk(2):
+        (alone,) = leaves(codebook)
+        own = ops.entropy(part, alone).probabilities
+        ops.distribution_entropy(own + (mean - own.detach())).backward()
+        grads.append(alone.grad)
+    # as gradients are averaged over processes
+    close(torch.stack(grads).mean(0), whole.grad.double(), 1e-5)
+
+
 def test_distribution_entropy():
     p = torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]], requires_grad=True)
     h = ops.distribution_entropy(p)
