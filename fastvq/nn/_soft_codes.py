@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Softmax over the codes, made anew in backward a bounded number of vectors at a time.
+r"""A choice among codes by softmax, made anew in backward a bounded number of vectors at a time.
 
 With logits :math:`l_{nk} = x_n \cdot w_k`, all that backward needs of the N x K probabilities is
 the sums below, of which it keeps none: the work space is bounded and the time N K (D + V).
@@ -75,60 +75,6 @@ def _fake_choice_backward(
     return x.new_empty(x.shape), keys.new_empty(keys.shape), values.new_empty(values.shape)
 
 
-@torch.library.custom_op("fastvq::soft_entropies", mutates_args=())
-def soft_entropies(x: Tensor, keys: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    r"""The entropy of each vector's probabilities in nats, and the sums of them by code.
-
-    .. math:: p_{nk} \propto \exp(x_n \cdot w_k), \qquad H_n = -\sum_k p_{nk} \log p_{nk}, \qquad
-              P_k = \sum_n m_n p_{nk}
-
-    Args:
-        x: ``[N, D]``, finite.
-        keys: w ``[K, D]``.
-        weights: m ``[N]``, without a gradient.
-
-    Returns:
-        H ``[N]`` and P ``[K]``.
-    """
-    entropies, sums = [x.new_empty(0)], x.new_zeros(keys.shape[0])
-    with torch.autocast(x.device.type, enabled=False):
-        for part in _parts(x, keys):
-            logarithm = torch.log_softmax(x[part] @ keys.mT, dim=-1)
-            p = logarithm.exp()
-            entropies.append(_entropy(p, logarithm))
-            sums += weights[part] @ p
-    return torch.cat(entropies), sums
-
-
-@soft_entropies.register_fake
-def _fake_entropies(x: Tensor, keys: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape[0]), x.new_empty(keys.shape[0])
-
-
-@torch.library.custom_op("fastvq::soft_entropies_backward", mutates_args=())
-def _soft_entropies_backward(
-    grad_entropies: Tensor, grad_sums: Tensor, x: Tensor, keys: Tensor, weights: Tensor
-) -> tuple[Tensor, Tensor]:
-    grad_x, grad_keys = [x.new_empty(0, x.shape[1])], torch.zeros_like(keys)
-    with torch.autocast(x.device.type, enabled=False):
-        for part in _parts(x, keys):
-            logarithm = torch.log_softmax(x[part] @ keys.mT, dim=-1)
-            p = logarithm.exp()
-            own = _entropy(p, logarithm).unsqueeze(-1)
-            logits = -grad_entropies[part].unsqueeze(-1) * _finite(p, p * (logarithm + own))
-            logits += _through_softmax(grad_sums.expand_as(p), p) * weights[part].unsqueeze(-1)
-            grad_keys.addmm_(logits.mT, x[part])
-            grad_x.append(logits @ keys)
-    return torch.cat(grad_x), grad_keys
-
-
-@_soft_entropies_backward.register_fake
-def _fake_entropies_backward(
-    grad_entropies: Tensor, grad_sums: Tensor, x: Tensor, keys: Tensor, weights: Tensor
-) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), keys.new_empty(keys.shape)
-
-
 def _setup_choice(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, keys, values, seed, ctx.temperature = inputs
     ctx.mark_non_differentiable(output[1])
@@ -140,19 +86,7 @@ def _backward_choice(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, Tensor, Te
     return *grads, None, None
 
 
-def _setup_entropies(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _backward_entropies(
-    ctx: Any, grad_entropies: Tensor, grad_sums: Tensor
-) -> tuple[Tensor, Tensor, None]:
-    grads = _soft_entropies_backward(grad_entropies, grad_sums, *ctx.saved_tensors)
-    return *grads, None
-
-
 soft_choice.register_autograd(_backward_choice, setup_context=_setup_choice)
-soft_entropies.register_autograd(_backward_entropies, setup_context=_setup_entropies)
 
 
 def _parts(x: Tensor, keys: Tensor) -> Iterator[slice]:
@@ -180,12 +114,3 @@ def _choices(
 def _through_softmax(grad: Tensor, p: Tensor) -> Tensor:
     """The gradient of logits from that of their softmax p."""
     return p * (grad - (grad * p).sum(-1, keepdim=True))
-
-
-def _entropy(p: Tensor, logarithm: Tensor) -> Tensor:
-    return -_finite(p, p * logarithm).sum(-1)
-
-
-def _finite(p: Tensor, terms: Tensor) -> Tensor:
-    """Terms of p log p, which are 0 and not NaN where p is 0."""
-    return torch.where(p > 0, terms, 0)

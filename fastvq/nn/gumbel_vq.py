@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastvq import _checks, ops
 from fastvq.nn import _layout
-from fastvq.nn._soft_codes import soft_choice, soft_entropies
+from fastvq.nn._soft_codes import soft_choice
 from fastvq.nn.quantized import Quantized
 from fastvq.ops._layout import compute_dtype
 
@@ -99,10 +99,9 @@ class GumbelVQ(nn.Module):
         if mask is not None:
             counted = counted & mask.reshape(fault.shape)
         # a bad row is in no average, and yet it shows
-        entropies, _ = soft_entropies(rows, keys, torch.zeros_like(fault))
-        divergence = (math.log(self.codebook_size) - entropies) * counted
-        loss = divergence.sum() / counted.sum().clamp_min(1)
-        loss = self.kl_weight * loss + fault.sum()
+        entropy = ops.entropy(rows, keys, metric="dot", counted=counted).sample
+        divergence = torch.where(counted.any(), math.log(self.codebook_size) - entropy, 0)
+        loss = self.kl_weight * divergence + fault.sum()
         codes = self.codebook.to(rows.dtype)
         if self.training:
             seed = torch.randint(_SEEDS, (), device="cpu")

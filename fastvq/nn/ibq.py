@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fastvq import _checks, ops
 from fastvq.nn import _layout
 from fastvq.nn._distributed import sum_over_processes
-from fastvq.nn._soft_codes import soft_choice, soft_entropies
+from fastvq.nn._soft_codes import soft_choice
 from fastvq.nn.quantized import Quantized
 from fastvq.ops._layout import compute_dtype
 
@@ -91,6 +91,8 @@ class IBQ(nn.Module):
             ("inverse_temperature", inverse_temperature),
         ):
             _checks.fraction(name, value, high=float("inf"))
+        if inverse_temperature == 0:
+            raise ValueError("inverse_temperature must be above 0, got 0")
         self.dim, self.codebook_size, self.channel_dim = dim, codebook_size, channel_dim
         self.commitment_weight, self.codebook_weight = commitment_weight, codebook_weight
         self.entropy_weight, self.diversity = entropy_weight, diversity
@@ -165,18 +167,17 @@ class IBQ(nn.Module):
 
     def _entropy(self, rows: Tensor, codes: Tensor, counted: Tensor) -> Tensor:
         """That of each vector, less that of all of them."""
-        weights = counted.to(rows.dtype)
-        count = weights.sum()
-        own, sums = soft_entropies(self.inverse_temperature * rows, codes, weights)
-        unsure = (own * weights).sum() / count.clamp_min(1)
-        mean = sums / count.clamp_min(1)
-        if self.training:
-            packed = sum_over_processes(count.reshape(1, 1), sums.detach().reshape(1, 1, -1))
-            joint = packed[1].flatten() / packed[0].flatten().clamp_min(1)
-            mean = mean + (joint - mean.detach())
-        # as in the entropy of bits: the logarithm's own derivative adds a constant, which cancels
-        logarithm = mean.detach().clamp_min(torch.finfo(mean.dtype).tiny).log()
-        return unsure + self.diversity * (mean * logarithm).sum()
+        found = ops.entropy(
+            rows, codes, metric="dot", inverse_temperature=self.inverse_temperature, counted=counted
+        )
+        if not self.training:
+            return found.sample - self.diversity * found.batch
+        count, mean = found.counted.to(rows.dtype), found.probabilities
+        sums = (count * mean.detach()).reshape(1, 1, -1)
+        packed = sum_over_processes(count.reshape(1, 1), sums)
+        joint = packed[1].flatten() / packed[0].flatten().clamp_min(1)
+        mean = mean + (joint - mean.detach())
+        return found.sample - self.diversity * ops.distribution_entropy(mean)
 
     def extra_repr(self) -> str:
         """The arguments."""

@@ -166,6 +166,7 @@ def test_two_processes_have_the_entropy_of_their_joint_batch(tmp_path):
         ({"dim": 0}, ValueError, "dim must be at least 1, got 0"),
         ({"codebook_size": 2.5}, TypeError, "codebook_size must be an int, got float"),
         ({"entropy_weight": -1}, ValueError, "entropy_weight must be in"),
+        ({"inverse_temperature": 0}, ValueError, "inverse_temperature must be above 0, got 0"),
         ({"inverse_temperature": "a"}, TypeError, "inverse_temperature must be a number"),
         ({"use_entropy_loss": True}, TypeError, "use_entropy_loss"),
     ],

@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastvq import testing
 from fastvq.nn import _soft_codes
-from fastvq.nn._soft_codes import soft_choice, soft_entropies
+from fastvq.nn._soft_codes import soft_choice
 
 
 def inputs(n=40, k=13, d=5, v=3):
@@ -38,39 +38,14 @@ def test_choice_is_the_softmax(seed):
         testing.assert_within(a, b, 1e-11)
 
 
-def test_entropies_are_those_of_the_softmax():
-    x, keys, _ = inputs()
-    weights = torch.rand(40, dtype=torch.float64)
-    entropies, sums = soft_entropies(x, keys, weights)
-    p = torch.softmax(x @ keys.T, dim=-1)
-    plain = -(p * p.log()).sum(-1)
-    testing.assert_within(entropies, plain.detach(), 1e-12)
-    testing.assert_within(sums, (weights @ p).detach(), 1e-12)
-    cotangents = torch.randn_like(entropies), torch.randn_like(sums)
-    actual = torch.autograd.grad((entropies, sums), (x, keys), cotangents)
-    expected = torch.autograd.grad((plain, weights @ p), (x, keys), cotangents)
-    for a, b in zip(actual, expected, strict=True):
-        testing.assert_within(a, b, 1e-11)
-
-
-def test_sure_vectors_have_no_entropy_and_a_gradient_of_zero():
-    x, keys = (1e4 * torch.randn(20, 5)).requires_grad_(), torch.randn(9, 5, requires_grad=True)
-    entropies, sums = soft_entropies(x, keys, torch.ones(20))
-    (entropies.sum() + sums.square().sum()).backward()
-    assert (entropies == 0).all()
-    assert (x.grad == 0).all()
-    assert (keys.grad == 0).all()
-
-
 def test_chunks_change_nothing(monkeypatch):
     x, keys, values = inputs()
-    seed, weights = torch.tensor(3), torch.rand(40, dtype=torch.float64)
+    seed = torch.tensor(3)
 
     def everything():
         means, indices = soft_choice(x, keys, values, seed, 0.5)
-        entropies, sums = soft_entropies(x, keys, weights)
-        total = means.square().sum() + entropies.square().sum() + sums.square().sum()
-        return [means, entropies, sums, *torch.autograd.grad(total, (x, keys, values))]
+        total = means.square().sum()
+        return [means, *torch.autograd.grad(total, (x, keys, values))]
 
     whole = everything()
     monkeypatch.setattr(_soft_codes, "_WORKSPACE", 3 * 13)
@@ -83,7 +58,6 @@ def test_are_ops(n):
     x, keys, values = inputs(n)
     torch.library.opcheck(soft_choice, (x, keys, values, torch.tensor(1), 0.5))
     torch.library.opcheck(soft_choice, (x, keys, values, None, 0.5))
-    torch.library.opcheck(soft_entropies, (x, keys, torch.ones(n).double()))
 
 
 def test_memory_does_not_grow_with_vectors_times_codes(monkeypatch):
@@ -99,11 +73,9 @@ def test_memory_does_not_grow_with_vectors_times_codes(monkeypatch):
 
     monkeypatch.setattr(_soft_codes, "_WORKSPACE", 1 << 16)
     x, keys, values = torch.randn(3000, 8), torch.randn(1000, 8), torch.randn(1000, 4)
-    seed, ones = torch.tensor(1), torch.ones(3000)
+    seed = torch.tensor(1)
     with Largest() as largest:
         soft_choice._init_fn(x, keys, values, seed, 1.0)
         _soft_codes._soft_choice_backward._init_fn(torch.ones(3000, 4), x, keys, values, seed, 1.0)
-        soft_entropies._init_fn(x, keys, ones)
-        _soft_codes._soft_entropies_backward._init_fn(ones, torch.ones(1000), x, keys, ones)
     # N K would be 3e6
     assert largest.numel <= 1 << 16
