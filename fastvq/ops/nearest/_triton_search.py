@@ -63,8 +63,7 @@ def search_kernel(
     count = N
     if FINE:
         count = tl.load(state_ptr + LIST)
-    tiles = PADDED_K // BLOCK_K
-    span, shares = share_out(count, tiles, PROGRAMS, BLOCK_M, LEAST)
+    span, shares = share_out(count, PADDED_K // BLOCK_K, PROGRAMS, BLOCK_M, LEAST)
     for item in range(tl.program_id(0), tl.cdiv(count, BLOCK_M) * shares, tl.num_programs(0)):
         i_tile, share = item // shares, item % shares
         n, live = row_numbers(i_tile, count, rows_ptr + i_h * N, LIST, BLOCK_M)
@@ -73,15 +72,16 @@ def search_kernel(
             row_ptr, centre_ptr, state_ptr, live, stride_xd, D, CENTRED, SHIFTED, BLOCK_D
         )
         ratio = tl.maximum(tau / sigma, _UNDERFLOW)
-        first = share * span
+        first = share * span * BLOCK_K
+        # a quotient, so that no address in the loop can be taken to overflow
+        tiles = tl.minimum(span * BLOCK_K, PADDED_K - first) // BLOCK_K
         best, second, winner, norms = _scan(
-            row_ptr, limbs_ptr + first.to(tl.int64) * BLOCK_K * PADDED_D,
-            half_ptr + first * BLOCK_K, centre_ptr, live, tau, ratio,
-            tl.minimum(span, tiles - first), PADDED_K, stride_xd,
+            row_ptr, limbs_ptr + first.to(tl.int64) * PADDED_D, half_ptr + first, centre_ptr,
+            live, tau, ratio, tiles, PADDED_K, stride_xd,
             D, PADDED_D, CENTRED, SHIFTED, FINE, RESIDENT, BLOCK_M, BLOCK_K, BLOCK_D, SPLIT,
         )  # fmt: skip
-        group, lowest, following = _winner(best, second, winner + first, BLOCK_M, BLOCK_K, SPLIT)
-        group = tl.where(finite, group, NOT_FINITE)
+        group, lowest, following = _winner(best, second, winner, BLOCK_M, BLOCK_K, SPLIT)
+        group = tl.where(finite, first + group, NOT_FINITE)
         limit = lowest
         if CERTIFY:
             bound = _score_bound(
