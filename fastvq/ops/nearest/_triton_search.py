@@ -23,7 +23,7 @@ from fastvq.ops.nearest._triton_rows import (
     row_offset,
     row_scales,
 )
-from fastvq.ops.nearest._triton_shares import LAST, settle, share_out, store_share
+from fastvq.ops.nearest._triton_shares import FIELDS, LAST, settle, share_out, store_share
 
 # matrix units align and truncate the terms they add: 1.5 units of float32 cover one term
 _TRUNCATION = tl.constexpr(1.5 * 2.0**-23)
@@ -92,7 +92,7 @@ def search_kernel(
         if shares > 1:
             entry = share * count + i_tile * BLOCK_M + tl.arange(0, BLOCK_M)
             store_share(
-                shares_ptr + i_h * 4 * ROOM, entry, ROOM, live, lowest, following, limit, group
+                shares_ptr + i_h * ROOM * FIELDS, entry, live, lowest, following, limit, group
             )
         else:
             settle(
