@@ -74,7 +74,7 @@ from fastvq.ops.nearest._triton_codebook import (
 from fastvq.ops.nearest._triton_float64 import finish_kernel, refine_kernel
 from fastvq.ops.nearest._triton_rescore import rescore_kernel
 from fastvq.ops.nearest._triton_search import search_kernel
-from fastvq.ops.nearest._triton_shares import PLANES, merge_kernel
+from fastvq.ops.nearest._triton_shares import FIELDS, merge_kernel
 from fastvq.ops.nearest._triton_tiling import (
     Device,
     Tiling,
@@ -135,7 +135,7 @@ def _search(
     if exact:
         passes.append(_Pass.of(fine, device, heads, pending, PENDING, unresolved, UNRESOLVED))
     entries = max(room(geometry.rows, padded[0], p.tiling, p.programs) for p in passes)
-    found = x.new_empty((heads, PLANES, entries), dtype=torch.int32)
+    found = x.new_empty((heads, entries, FIELDS.value), dtype=torch.int32)
     for step in passes:
         _launch(step, geometry.rows, operands, found, shape, flags)
     again = rescore_tiling(channels, coarse)
@@ -174,7 +174,7 @@ def _launch(
     """Searches the rows of a pass; merges where programs may have shared the codes of a row."""
     heads, codes = shape[2:4]
     *_, state, indices = operands
-    cut, programs, entries = step.tiling.constants, step.programs, found.shape[-1]
+    cut, programs, entries = step.tiling.constants, step.programs, found.shape[1]
     listed = step.source >= 0
     # of a list the device alone knows the length, which may be that of one tile
     most = shares(1 if listed else rows, codes, step.tiling, programs)

@@ -23,7 +23,7 @@ from fastvq.ops.nearest._triton_rows import (
     row_offset,
     row_scales,
 )
-from fastvq.ops.nearest._triton_shares import LAST, settle, share_out, store_share
+from fastvq.ops.nearest._triton_shares import FIELDS, LAST, settle, share_out, store_share
 
 # matrix units align and truncate the terms they add: 1.5 units of float32 cover one term
 _TRUNCATION = tl.constexpr(1.5 * 2.0**-23)
@@ -63,42 +63,74 @@ def search_kernel(
     count = N
     if FINE:
         count = tl.load(state_ptr + LIST)
-    tiles = PADDED_K // BLOCK_K
-    span, shares = share_out(count, tiles, PROGRAMS, BLOCK_M, LEAST)
-    for item in range(tl.program_id(0), tl.cdiv(count, BLOCK_M) * shares, tl.num_programs(0)):
-        i_tile, share = item // shares, item % shares
-        n, live = row_numbers(i_tile, count, rows_ptr + i_h * N, LIST, BLOCK_M)
-        row_ptr = x_ptr + row_offset(n, M, stride_xb, stride_xm)
-        tau, sigma, finite = row_scales(
-            row_ptr, centre_ptr, state_ptr, live, stride_xd, D, CENTRED, SHIFTED, BLOCK_D
-        )
-        ratio = tl.maximum(tau / sigma, _UNDERFLOW)
-        first = share * span
-        best, second, winner, norms = _scan(
-            row_ptr, limbs_ptr + first.to(tl.int64) * BLOCK_K * PADDED_D,
-            half_ptr + first * BLOCK_K, centre_ptr, live, tau, ratio,
-            tl.minimum(span, tiles - first), PADDED_K, stride_xd,
-            D, PADDED_D, CENTRED, SHIFTED, FINE, RESIDENT, BLOCK_M, BLOCK_K, BLOCK_D, SPLIT,
+    span, shares = share_out(count, PADDED_K // BLOCK_K, PROGRAMS, BLOCK_M, LEAST)
+    indices_ptr += i_h
+    rows_ptr += i_h * N
+    append_ptr += i_h * N
+    shares_ptr += i_h * ROOM * FIELDS
+    # no loop around the coarse pass: what it would keep in registers would spill on sm_100
+    if FINE:
+        for item in range(tl.program_id(0), tl.cdiv(count, BLOCK_M) * shares, tl.num_programs(0)):
+            _search_tile(
+                x_ptr, limbs_ptr, half_ptr, centre_ptr, state_ptr, indices_ptr, rows_ptr,
+                append_ptr, shares_ptr, item // shares, item % shares, count, span, shares,
+                M, H, PADDED_K, stride_xb, stride_xm, stride_xd,
+                D, PADDED_D, CENTRED, SHIFTED, CERTIFY, LIST, APPEND, RESIDENT,
+                BLOCK_M, BLOCK_K, BLOCK_D, SPLIT,
+            )  # fmt: skip
+    else:
+        item = tl.program_id(0)
+        _search_tile(
+            x_ptr, limbs_ptr, half_ptr, centre_ptr, state_ptr, indices_ptr, rows_ptr,
+            append_ptr, shares_ptr, item // shares, item % shares, count, span, shares,
+            M, H, PADDED_K, stride_xb, stride_xm, stride_xd,
+            D, PADDED_D, CENTRED, SHIFTED, CERTIFY, LIST, APPEND, RESIDENT,
+            BLOCK_M, BLOCK_K, BLOCK_D, SPLIT,
         )  # fmt: skip
-        group, lowest, following = _winner(best, second, winner + first, BLOCK_M, BLOCK_K, SPLIT)
-        group = tl.where(finite, group, NOT_FINITE)
-        limit = lowest
-        if CERTIFY:
-            bound = _score_bound(
-                state_ptr, norms, ratio,
-                CENTRED, SHIFTED, FINE, PADDED_D, BLOCK_D,
-            )  # fmt: skip
-            limit += 2 * bound
-        if shares > 1:
-            entry = share * count + i_tile * BLOCK_M + tl.arange(0, BLOCK_M)
-            store_share(
-                shares_ptr + i_h * 4 * ROOM, entry, ROOM, live, lowest, following, limit, group
-            )
-        else:
-            settle(
-                indices_ptr + i_h, append_ptr + i_h * N, state_ptr + APPEND, n, H, live,
-                group, following, limit, CERTIFY,
-            )  # fmt: skip
+
+
+@triton.jit
+def _search_tile(
+    x_ptr, limbs_ptr, half_ptr, centre_ptr, state_ptr, indices_ptr, rows_ptr,
+    append_ptr, shares_ptr, i_tile, share, count, span, shares,
+    M, H, PADDED_K, stride_xb, stride_xm, stride_xd,
+    D: tl.constexpr, PADDED_D: tl.constexpr, CENTRED: tl.constexpr, SHIFTED: tl.constexpr,
+    CERTIFY: tl.constexpr, LIST: tl.constexpr, APPEND: tl.constexpr, RESIDENT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """A tile of the rows against one share of the codes, ``span`` tiles of them."""
+    FINE: tl.constexpr = LIST != ALL_ROWS
+    n, live = row_numbers(i_tile, count, rows_ptr, LIST, BLOCK_M)
+    row_ptr = x_ptr + row_offset(n, M, stride_xb, stride_xm)
+    tau, sigma, finite = row_scales(
+        row_ptr, centre_ptr, state_ptr, live, stride_xd, D, CENTRED, SHIFTED, BLOCK_D
+    )
+    ratio = tl.maximum(tau / sigma, _UNDERFLOW)
+    first = share * span * BLOCK_K
+    # a quotient, so that no address in the loop can be taken to overflow
+    tiles = tl.minimum(span * BLOCK_K, PADDED_K - first) // BLOCK_K
+    best, second, winner, norms = _scan(
+        row_ptr, limbs_ptr + first.to(tl.int64) * PADDED_D, half_ptr + first, centre_ptr,
+        live, tau, ratio, tiles, PADDED_K, stride_xd,
+        D, PADDED_D, CENTRED, SHIFTED, FINE, RESIDENT, BLOCK_M, BLOCK_K, BLOCK_D, SPLIT,
+    )  # fmt: skip
+    group, lowest, following = _winner(best, second, winner, BLOCK_M, BLOCK_K, SPLIT)
+    group = tl.where(finite, first + group, NOT_FINITE)
+    limit = lowest
+    if CERTIFY:
+        bound = _score_bound(
+            state_ptr, norms, ratio,
+            CENTRED, SHIFTED, FINE, PADDED_D, BLOCK_D,
+        )  # fmt: skip
+        limit += 2 * bound
+    if shares > 1:
+        entry = share * count + i_tile * BLOCK_M + tl.arange(0, BLOCK_M)
+        store_share(shares_ptr, entry, live, lowest, following, limit, group)
+    else:
+        settle(
+            indices_ptr, append_ptr, state_ptr + APPEND, n, H, live,
+            group, following, limit, CERTIFY,
+        )  # fmt: skip
 
 
 @triton.jit

@@ -17,9 +17,9 @@ from fastvq.ops.nearest._triton_rows import NOT_FINITE, UNWRITTEN, append
 
 # above every code
 LAST = tl.constexpr(0x7FFFFFFF)
-# the planes of what a share yields; floats as their bits
+# what a share yields, side by side: one address for the four of them; floats as their bits
 _LOWEST, _FOLLOWING, _LIMIT, _GROUP = (tl.constexpr(i) for i in range(4))
-PLANES = 4
+FIELDS = tl.constexpr(4)
 
 
 @triton.jit
@@ -34,13 +34,13 @@ def share_out(count, tiles, programs, rows, least):
 
 
 @triton.jit
-def store_share(shares_ptr, entry, ROOM, live, lowest, following, limit, group):
-    """Writes what a share yields for each row [R] to its entry of the ROOM ones."""
-    entry_ptr = shares_ptr + entry
-    tl.store(entry_ptr + _LOWEST * ROOM, lowest.to(tl.int32, bitcast=True), mask=live)
-    tl.store(entry_ptr + _FOLLOWING * ROOM, following.to(tl.int32, bitcast=True), mask=live)
-    tl.store(entry_ptr + _LIMIT * ROOM, limit.to(tl.int32, bitcast=True), mask=live)
-    tl.store(entry_ptr + _GROUP * ROOM, group, mask=live)
+def store_share(shares_ptr, entry, live, lowest, following, limit, group):
+    """Writes what a share yields for each row [R] to its entry."""
+    entry_ptr = shares_ptr + entry * FIELDS
+    tl.store(entry_ptr + _LOWEST, lowest.to(tl.int32, bitcast=True), mask=live)
+    tl.store(entry_ptr + _FOLLOWING, following.to(tl.int32, bitcast=True), mask=live)
+    tl.store(entry_ptr + _LIMIT, limit.to(tl.int32, bitcast=True), mask=live)
+    tl.store(entry_ptr + _GROUP, group, mask=live)
 
 
 @triton.jit
@@ -68,7 +68,7 @@ def merge_kernel(
     are those of the search; one compiled kernel serves both passes, and every number of rows.
     """
     i_h = tl.program_id(1).to(tl.int64)
-    shares_ptr += i_h * 4 * ROOM
+    shares_ptr += i_h * ROOM * FIELDS
     state_ptr += i_h * 8
     rows_ptr += i_h * N
     listed = LIST >= 0
@@ -80,7 +80,7 @@ def merge_kernel(
         live = position < count
         n = tl.where(listed, tl.load(rows_ptr + position, mask=live & listed, other=0), position)
         group, following, limit = _best_share(
-            shares_ptr, position, live, count, shares, ROOM, BLOCK_M, BLOCK_S
+            shares_ptr, position, live, count, shares, BLOCK_M, BLOCK_S
         )
         settle(
             indices_ptr + i_h, append_ptr + i_h * N, state_ptr + APPEND, n, H, live,
@@ -90,7 +90,7 @@ def merge_kernel(
 
 @triton.jit
 def _best_share(
-    shares_ptr, position, live, count, shares, ROOM, BLOCK_M: tl.constexpr, BLOCK_S: tl.constexpr
+    shares_ptr, position, live, count, shares, BLOCK_M: tl.constexpr, BLOCK_S: tl.constexpr
 ):
     """Group, next score and limit of each row [BLOCK_M] over its shares, as of one search."""
     lowest = tl.full([BLOCK_M], float("inf"), tl.float32)
@@ -100,11 +100,11 @@ def _best_share(
     for start in range(0, shares, BLOCK_S):
         share = start + tl.arange(0, BLOCK_S)[None, :]
         mask = live[:, None] & (share < shares)
-        entry_ptr = shares_ptr + share * count + position[:, None]
-        low = _load_bits(entry_ptr + _LOWEST * ROOM, mask)
-        next_one = _load_bits(entry_ptr + _FOLLOWING * ROOM, mask)
-        bound = _load_bits(entry_ptr + _LIMIT * ROOM, mask)
-        code = tl.load(entry_ptr + _GROUP * ROOM, mask=mask, other=LAST)
+        entry_ptr = shares_ptr + (share * count + position[:, None]) * FIELDS
+        low = _load_bits(entry_ptr + _LOWEST, mask)
+        next_one = _load_bits(entry_ptr + _FOLLOWING, mask)
+        bound = _load_bits(entry_ptr + _LIMIT, mask)
+        code = tl.load(entry_ptr + _GROUP, mask=mask, other=LAST)
         least = tl.min(low, 1)
         code_of_least = tl.min(tl.where(low > least[:, None], LAST, code), 1)
         chosen = (code == code_of_least[:, None]) & ~(low > least[:, None])
