@@ -46,7 +46,7 @@ class FastResidualVectorQuantizer(_residual.FastResidual):
         count = self.get_num_quantizers_for_bandwidth(bandwidth)
         books = [level.codebook.embed for level in levels[:count]]
         if not _residual.stackable(books) or _rounds(embeddings, books[0]):
-            return super().encode(embeddings, bandwidth)  # type: ignore[misc]
+            return self._peers_encode(embeddings, bandwidth)
         return _residual.encode(embeddings, books)
 
 

@@ -51,7 +51,7 @@ class FastResidualVectorQuantizer(_residual.FastResidual):
         count = self.num_quantizers if num_quantizers is None else num_quantizers
         codebooks = self._codebooks()
         if codebooks is None or len(codebooks[:count]) == 0 or _is_other(embeddings, codebooks):
-            return super().encode(embeddings, num_quantizers)  # type: ignore[misc]
+            return self._peers_encode(embeddings, num_quantizers)
         latents = embeddings if self.input_proj is None else self.input_proj(embeddings)
         return _residual.encode(latents, codebooks[:count])
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fastvq import _checks
+from fastvq.ops._layout import compute_dtype
 
 
 def check_input(x: Tensor, mask: Tensor | None, dim: int, channel_dim: int) -> None:
@@ -51,6 +52,23 @@ def vectors_out(rows: Tensor, x: Tensor, channel_dim: int) -> Tensor:
         return rows.reshape(shape).movedim(-1, channel_dim)
     shape = x.movedim(channel_dim, 1).shape
     return rows.movedim(-1, 1).reshape(shape).movedim(1, channel_dim)
+
+
+def indices_out(indices: Tensor, x: Tensor, channel_dim: int) -> Tensor:
+    """Indices ``[B, M, Q]``, or ``[N, Q]``, in the shape of x: ``[..., Q]``."""
+    return indices.reshape(*leading(x, channel_dim), indices.shape[-1])
+
+
+def finite_rows(x: Tensor, mask: Tensor | None, channel_dim: int) -> tuple[Tensor, Tensor]:
+    """Rows ``[N, dim]`` in the computing dtype, zero where padding or not finite; and ``[N]``, 0,
+    or NaN where a row was not finite.
+    """
+    rows = rows_of(x, channel_dim).flatten(0, 1)
+    if mask is not None:
+        rows = torch.where(mask.reshape(-1, 1), rows, 0)
+    rows = rows.to(compute_dtype(rows))
+    fault = (rows.detach() - rows.detach()).sum(-1)
+    return torch.where((fault == 0).unsqueeze(-1), rows, 0), fault
 
 
 def decoded(vectors: Tensor, channel_dim: int) -> Tensor:

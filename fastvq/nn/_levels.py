@@ -18,18 +18,7 @@ class Levels(Codebook):
     """Codes ``[Q, K, D]`` of levels that see x ``[B, M, D]`` less the codes before them."""
 
     def _centres(self, x: Tensor, usable: Tensor, start: KMeans) -> tuple[Tensor, Tensor]:
-        rest = x.to(self.vectors.dtype)
-        levels, found = [], []
-        for codes in self.vectors:
-            centres, some = starts.kmeans(
-                rest.unsqueeze(2), usable, codes.unsqueeze(0), start.iterations
-            )
-            # levels are searched in turn: the next one sees what this one leaves over
-            indices = ops.nearest(rest, centres[0]).indices
-            rest = rest - nn.functional.embedding(indices, centres[0])
-            levels.append(centres)
-            found.append(some)
-        return torch.cat(levels), torch.stack(found).all()
+        return starts.residual_kmeans(x, usable, self.vectors, start.iterations)
 
     @torch.no_grad()
     def learn(self, x: Tensor, indices: Tensor) -> None:

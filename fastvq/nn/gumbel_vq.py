@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from fastvq import _checks, ops
-from fastvq.nn import _layout
+from fastvq.nn import _layout, _tables
 from fastvq.nn._soft_codes import soft_choice
 from fastvq.nn.quantized import Quantized
-from fastvq.ops._layout import compute_dtype
 
 _SEEDS = 2**62
 
@@ -139,24 +138,15 @@ class GumbelVQ(nn.Module):
             TypeError: the indices are not integers.
             IndexError: (on the CPU) an index is out of range.
         """
-        _checks.integers("indices", indices)
-        _checks.index_range(indices, self.codebook_size)
-        indices = indices.long()
-        vectors = nn.functional.embedding(indices.clamp_min(0), self.codebook)
-        vectors = torch.where((indices >= 0).unsqueeze(-1), vectors, 0)
-        return _layout.decoded(vectors, self.channel_dim)
+        codes = self.codebook
+        return _tables.decode(indices, codes, codes.dtype, self.channel_dim)
 
     def _inputs(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Rows ``[N, dim + 1]`` and keys ``[K, dim + 1]`` whose products are the logits, the bias
         among them; and ``[N]``, 0, or NaN where a row was not finite.
         """
         _layout.check_input(x, mask, self.dim, self.channel_dim)
-        rows = _layout.rows_of(x, self.channel_dim).flatten(0, 1)  # [N, dim]
-        if mask is not None:
-            rows = torch.where(mask.reshape(-1, 1), rows, 0)
-        rows = rows.to(compute_dtype(rows))
-        fault = (rows.detach() - rows.detach()).sum(-1)
-        rows = torch.where((fault == 0).unsqueeze(-1), rows, 0)
+        rows, fault = _layout.finite_rows(x, mask, self.channel_dim)
         keys = torch.cat([self.logits.weight, self.logits.bias.unsqueeze(-1)], dim=-1)
         return nn.functional.pad(rows, (0, 1), value=1.0), keys.to(rows.dtype), fault
 

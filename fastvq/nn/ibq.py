@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fastvq import _checks, ops
-from fastvq.nn import _layout
+from fastvq.nn import _layout, _tables
 from fastvq.nn._distributed import sum_over_processes
 from fastvq.nn._soft_codes import soft_choice
 from fastvq.nn.quantized import Quantized
@@ -154,12 +154,8 @@ class IBQ(nn.Module):
             TypeError: the indices are not integers.
             IndexError: (on the CPU) an index is out of range.
         """
-        _checks.integers("indices", indices)
-        _checks.index_range(indices, self.codebook_size)
-        indices = indices.long()
-        vectors = nn.functional.embedding(indices.clamp_min(0), self.codebook)
-        vectors = torch.where((indices >= 0).unsqueeze(-1), vectors, 0)
-        return _layout.decoded(vectors, self.channel_dim)
+        codes = self.codebook
+        return _tables.decode(indices, codes, codes.dtype, self.channel_dim)
 
     @staticmethod
     def _search(rows: Tensor, codes: Tensor) -> Tensor:

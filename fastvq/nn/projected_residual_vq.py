@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastvq import _checks
-from fastvq.nn import _layout
+from fastvq.nn import _layout, _stages
 from fastvq.nn.codebook import Usage
 from fastvq.nn.learning import Gradient, Learning
 from fastvq.nn.quantized import Quantized
@@ -117,13 +117,11 @@ class ProjectedResidualVQ(nn.Module):
         _layout.check_input(x, mask, self.dim, self.channel_dim)
         rest = _layout.rows_of(x, self.channel_dim)  # [B, M, dim]
         usable = None if mask is None else mask.reshape(rest.shape[:2])
-        taken = self._taken(rest)
+        dropout = self.dropout if self.training else 0.0
+        taken = _stages.taken(rest, usable, self.num_quantizers, dropout)
         total, indices, losses = torch.zeros_like(rest), [], []
         for q, level in enumerate(self._each()):
-            takes = usable
-            if taken is not None:
-                takes = taken > q if usable is None else usable & (taken > q)
-            quantized, index, loss = level(rest, takes)
+            quantized, index, loss = level(rest, None if taken is None else taken > q)
             rest, total = rest - quantized, total + quantized
             indices.append(index)
             losses.append(loss)
@@ -134,9 +132,7 @@ class ProjectedResidualVQ(nn.Module):
 
     def encode(self, x: Tensor, levels: int | None = None) -> Tensor:
         """The indices of x ``[..., Q]``, or ``[..., levels]`` of the first levels alone."""
-        levels = self.num_quantizers if levels is None else levels
-        if not 1 <= levels <= self.num_quantizers:
-            raise ValueError(f"levels must be in [1, {self.num_quantizers}], got {levels}")
+        levels = _stages.check_levels(levels, self.num_quantizers)
         _layout.check_input(x, None, self.dim, self.channel_dim)
         rest, indices = _layout.rows_of(x, self.channel_dim), []
         for level in self._each()[:levels]:
@@ -157,12 +153,7 @@ class ProjectedResidualVQ(nn.Module):
             ValueError: the last dimension is not 1 to Q.
             IndexError: (on the CPU) an index is out of range.
         """
-        _checks.integers("indices", indices)
-        if indices.ndim == 0 or not 1 <= indices.shape[-1] <= self.num_quantizers:
-            raise ValueError(
-                f"indices must be [..., q] with q in [1, {self.num_quantizers}], "
-                f"got {_checks.shape(indices)}"
-            )
+        _stages.check_indices(indices, self.num_quantizers, self.codebook_size)
         first, *more = indices.unbind(-1)
         level, *levels = self._each()
         vectors = level.decode(first)
@@ -183,12 +174,3 @@ class ProjectedResidualVQ(nn.Module):
 
     def _each(self) -> list[VectorQuantizer]:
         return cast("list[VectorQuantizer]", list(self.levels))
-
-    def _taken(self, rows: Tensor) -> Tensor | None:
-        """How many levels each row takes ``[B, M]``; ``None`` for all."""
-        if not (self.training and self.dropout > 0):
-            return None
-        size, device = (rows.shape[0], 1), rows.device
-        some = torch.randint(1, self.num_quantizers + 1, size, device=device)
-        drops = torch.rand(size, device=device) < self.dropout
-        return torch.where(drops, some, self.num_quantizers).expand(rows.shape[:2])

@@ -168,7 +168,7 @@ class QINCo(nn.Module):
             indices = torch.where(present.unsqueeze(-1), indices, -1)
             quantized = torch.where(present.unsqueeze(-1), quantized, 0)
         quantized = _layout.vectors_out(quantized.to(x.dtype).view(shape), x, self.channel_dim)
-        return Quantized(quantized, self._indices_out(indices, x), loss)
+        return Quantized(quantized, _layout.indices_out(indices, x, self.channel_dim), loss)
 
     def encode(self, x: Tensor, levels: int | None = None) -> Tensor:
         """The indices of x ``[..., Q]``, or ``[..., levels]`` of the first steps alone."""
@@ -176,7 +176,9 @@ class QINCo(nn.Module):
         rows, fault, _ = self._rows(x, None)
         codes = self.book.codes().to(rows.dtype)
         indices = self._search(rows.detach(), codes.detach(), levels)
-        return self._indices_out(torch.where((fault == 0).unsqueeze(-1), indices, 0), x)
+        return _layout.indices_out(
+            torch.where((fault == 0).unsqueeze(-1), indices, 0), x, self.channel_dim
+        )
 
     def decode(self, indices: Tensor) -> Tensor:
         """The vectors of indices, with ``dim`` channels in dimension ``channel_dim``.
@@ -212,14 +214,8 @@ class QINCo(nn.Module):
     def _rows(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, torch.Size]:
         """Finite rows ``[N, dim]``; ``[N]``, 0 or NaN where one was not; and ``[B, M, dim]``."""
         _layout.check_input(x, mask, self.dim, self.channel_dim)
-        rows = _layout.rows_of(x, self.channel_dim)
-        shape = rows.shape
-        rows = rows.flatten(0, 1)
-        if mask is not None:
-            rows = torch.where(mask.reshape(-1, 1), rows, 0)
-        rows = rows.to(compute_dtype(rows))
-        fault = (rows.detach() - rows.detach()).sum(-1)
-        return torch.where((fault == 0).unsqueeze(-1), rows, 0), fault, shape
+        shape = _layout.rows_of(x, self.channel_dim).shape
+        return *_layout.finite_rows(x, mask, self.channel_dim), shape
 
     @torch.no_grad()
     def _search(self, rows: Tensor, codes: Tensor, levels: int) -> Tensor:
@@ -245,9 +241,6 @@ class QINCo(nn.Module):
     def _step(self, q: int, dtype: torch.dtype) -> Step:
         weights = (self.mix, self.bias, self.up, self.down)
         return Step(*(weight[q - 1].to(dtype) for weight in weights))
-
-    def _indices_out(self, indices: Tensor, x: Tensor) -> Tensor:
-        return indices.reshape(*_layout.leading(x, self.channel_dim), indices.shape[-1])
 
     def extra_repr(self) -> str:
         """The arguments that are not shown by the codebook."""

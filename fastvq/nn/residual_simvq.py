@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fastvq import _checks, ops
-from fastvq.nn import _layout, _stages
+from fastvq.nn import _layout, _stages, _tables
 from fastvq.nn.quantized import Quantized
 from fastvq.ops._layout import compute_dtype
 
@@ -128,14 +128,16 @@ class ResidualSimVQ(nn.Module):
             # zero already; padding is not to have the output's gradient either
             quantized = torch.where(usable.unsqueeze(-1), quantized, 0)
         quantized = _layout.vectors_out(quantized, x, self.channel_dim)
-        return Quantized(quantized, self._indices_out(out.indices, x), loss)
+        indices = _layout.indices_out(out.indices, x, self.channel_dim)
+        return Quantized(quantized, indices, loss)
 
     def encode(self, x: Tensor, levels: int | None = None) -> Tensor:
         """The indices of x ``[..., Q]``, or ``[..., levels]`` of the first levels alone."""
         levels = _stages.check_levels(levels, self.num_quantizers)
         _layout.check_input(x, None, self.dim, self.channel_dim)
         rows = _layout.rows_of(x, self.channel_dim)
-        return self._indices_out(ops.residual(rows, self.codebook[:levels]).indices, x)
+        indices = ops.residual(rows, self.codebook[:levels]).indices
+        return _layout.indices_out(indices, x, self.channel_dim)
 
     def decode(self, indices: Tensor) -> Tensor:
         """The vectors of indices, with ``dim`` channels in dimension ``channel_dim``.
@@ -150,16 +152,8 @@ class ResidualSimVQ(nn.Module):
             IndexError: (on the CPU) an index is out of range.
         """
         _stages.check_indices(indices, self.num_quantizers, self.codebook_size)
-        total = None
-        for index, codes in zip(indices.long().unbind(-1), self.codebook, strict=False):
-            code = nn.functional.embedding(index.clamp_min(0), codes)
-            code = torch.where((index >= 0).unsqueeze(-1), code, 0)
-            total = code if total is None else total + code
-        assert total is not None
+        total = _tables.total(indices.long(), self.codebook)
         return _layout.decoded(total.to(self.maps.dtype), self.channel_dim)
-
-    def _indices_out(self, indices: Tensor, x: Tensor) -> Tensor:
-        return indices.reshape(*_layout.leading(x, self.channel_dim), indices.shape[-1])
 
     def extra_repr(self) -> str:
         """The arguments."""

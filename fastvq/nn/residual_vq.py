@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fastvq import _checks, ops
-from fastvq.nn import _layout
+from fastvq.nn import _layout, _stages, _tables
 from fastvq.nn._levels import Levels, SharedLevels
 from fastvq.nn.codebook import Usage
 from fastvq.nn.learning import EMA, Frozen, Gradient, Learning
@@ -148,7 +148,9 @@ class ResidualVQ(nn.Module):
         rows = self.project_in(rows)
         if self.training:
             self.book.begin(rows.detach(), usable)
-        codes, levels = self.book.snapshot(), self._levels(rows, usable)
+        dropout = self.dropout if self.training else 0.0
+        levels = _stages.taken(rows, usable, self.num_quantizers, dropout)
+        codes = self.book.snapshot()
         out = ops.residual(rows, codes, levels=levels, gradient=self.gradient)
         if self.training:
             self.book.learn(rows.detach(), out.indices)
@@ -160,7 +162,8 @@ class ResidualVQ(nn.Module):
         if usable is not None:
             quantized = torch.where(usable.unsqueeze(-1), quantized, 0)
         quantized = _layout.vectors_out(quantized, x, self.channel_dim)
-        return Quantized(quantized, self._indices_out(out.indices, x), loss)
+        indices = _layout.indices_out(out.indices, x, self.channel_dim)
+        return Quantized(quantized, indices, loss)
 
     def encode(self, x: Tensor, levels: int | None = None, beam: int = 1) -> Tensor:
         """The indices of x ``[..., Q]``, or ``[..., levels]`` of the first levels alone.
@@ -171,13 +174,12 @@ class ResidualVQ(nn.Module):
             beam: 1 for what forward chooses, more for :func:`fastvq.ops.beam_search`, whose sum of
                 codes is never farther from the (projected) vector.
         """
-        levels = self.num_quantizers if levels is None else levels
-        if not 1 <= levels <= self.num_quantizers:
-            raise ValueError(f"levels must be in [1, {self.num_quantizers}], got {levels}")
+        levels = _stages.check_levels(levels, self.num_quantizers)
         _layout.check_input(x, None, self.dim, self.channel_dim)
         rows = self.project_in(_layout.rows_of(x, self.channel_dim))
         codes = self.book.codes()[:levels]
-        return self._indices_out(ops.beam_search(rows, codes, beam=beam), x)
+        indices = ops.beam_search(rows, codes, beam=beam)
+        return _layout.indices_out(indices, x, self.channel_dim)
 
     def decode(self, indices: Tensor) -> Tensor:
         """The vectors of indices, with ``dim`` channels in dimension ``channel_dim``.
@@ -191,20 +193,8 @@ class ResidualVQ(nn.Module):
             ValueError: the last dimension is not 1 to Q.
             IndexError: (on the CPU) an index is out of range.
         """
-        _checks.integers("indices", indices)
-        if indices.ndim == 0 or not 1 <= indices.shape[-1] <= self.num_quantizers:
-            raise ValueError(
-                f"indices must be [..., q] with q in [1, {self.num_quantizers}], "
-                f"got {_checks.shape(indices)}"
-            )
-        _checks.index_range(indices, self.codebook_size)
-        indices = indices.long()
-        total = None
-        for level, codes in zip(indices.unbind(-1), self.book.codes(), strict=False):
-            code = nn.functional.embedding(level.clamp_min(0), codes)
-            code = torch.where((level >= 0).unsqueeze(-1), code, 0)
-            total = code if total is None else total + code
-        assert total is not None
+        _stages.check_indices(indices, self.num_quantizers, self.codebook_size)
+        total = _tables.total(indices.long(), self.book.codes())
         vectors = self.project_out(total.to(self.dtype_probe.dtype))
         vectors = torch.where((indices >= 0).any(-1, keepdim=True), vectors, 0)
         return _layout.decoded(vectors, self.channel_dim)
@@ -225,18 +215,3 @@ class ResidualVQ(nn.Module):
             f"commitment_weight={self.commitment_weight}, dropout={self.dropout}, "
             f"gradient={self.gradient!r}, channel_dim={self.channel_dim}"
         )
-
-    def _levels(self, rows: Tensor, usable: Tensor | None) -> Tensor | None:
-        """How many levels each row takes ``[B, M]``; ``None`` for all."""
-        levels = None
-        if self.training and self.dropout > 0:
-            size, device = (rows.shape[0], 1), rows.device
-            some = torch.randint(1, self.num_quantizers + 1, size, device=device)
-            drops = torch.rand(size, device=device) < self.dropout
-            levels = torch.where(drops, some, self.num_quantizers).expand(rows.shape[:2])
-        if usable is not None:
-            levels = torch.where(usable, self.num_quantizers if levels is None else levels, 0)
-        return levels
-
-    def _indices_out(self, indices: Tensor, x: Tensor) -> Tensor:
-        return indices.reshape(*_layout.leading(x, self.channel_dim), indices.shape[-1])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fastvq import _checks, ops
-from fastvq.nn import _layout
+from fastvq.nn import _layout, _tables
 from fastvq.nn.quantized import Quantized
 from fastvq.ops._layout import compute_dtype
 from fastvq.ops.quantize.api import GRADIENTS, Gradient
@@ -130,13 +130,9 @@ class SimVQ(nn.Module):
             TypeError: the indices are not integers.
             IndexError: (on the CPU) an index is out of range.
         """
-        _checks.integers("indices", indices)
-        _checks.index_range(indices, self.codebook_size)
-        indices = indices.long()
         # the whole table, for the bits of a product depend on how many rows it has
-        vectors = nn.functional.embedding(indices.clamp_min(0), self.codebook)
-        vectors = torch.where((indices >= 0).unsqueeze(-1), vectors, 0).to(self.map.weight.dtype)
-        return _layout.decoded(vectors, self.channel_dim)
+        codes = self.codebook
+        return _tables.decode(indices, codes, self.map.weight.dtype, self.channel_dim)
 
     def extra_repr(self) -> str:
         """The arguments."""

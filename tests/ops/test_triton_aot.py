@@ -29,13 +29,13 @@ CHANNELS_PER_INSTRUCTION = {80: 16, 86: 8, 89: 8, 90: 32, 100: 64}
 # wide ones again and again; tensor memory hands a thread the scores of one row, and what belongs to
 # a group has to be brought together
 SPENT = {
-    (80, 8): 1.8,
-    (90, 8): 1.7,
-    (90, 3): 1.7,
-    (90, 1000): 131,
-    (100, 64): 2.4,
-    (100, 128): 4.2,
-    (100, 512): 12.6,
+    (80, 8): 1.7,
+    (90, 8): 1.6,
+    (90, 3): 1.6,
+    (90, 1000): 121,
+    (100, 64): 2.3,
+    (100, 128): 4.0,
+    (100, 512): 12.5,
 }
 EVERYTHING = os.environ.get("FASTVQ_COMPILE") == "all"
 HERE = Path(__file__).parent
@@ -93,11 +93,16 @@ def test_searches_run_on_the_matrix_units(searches):
 
 
 def test_products_are_of_16_bit_operands(inspected):
-    """Never TF32, which is what float32 operands become unless someone looks; or of float64."""
-    products = {product for kernel in inspected for product in kernel["facts"]["products"]}
+    """Never TF32, which is what float32 operands become unless someone looks.
+
+    The softmax over the codes has products of float64, for float64 inputs; the search never.
+    """
+    products = {(k["kernel"], product) for k in inspected for product in k["facts"]["products"]}
     assert products
-    assert [p for p in products if "tf32" in p] == []
-    assert all(re.search(r"\.f16|bf16|kind::f16|\.f64", product) for product in products), products
+    for kernel, product in products:
+        assert "tf32" not in product
+        exact = kernel not in ("search_kernel", "rescore_kernel") and ".f64" in product
+        assert exact or re.search(r"\.f16|bf16|kind::f16", product), (kernel, product)
 
 
 def test_another_number_of_rows_compiles_nothing(kernels):

@@ -167,8 +167,7 @@ def _scan(
     winner = tl.zeros([BLOCK_M, SPLIT, 4], tl.int32)
     column = tl.arange(0, BLOCK_K)
     for tile in range(tiles):
-        k = tile * BLOCK_K + column
-        code_ptr = limbs_ptr + k.to(tl.int64)[None, :] * PADDED_D
+        code_ptr = limbs_ptr + column[None, :] * PADDED_D
         acc = tl.zeros([BLOCK_M, BLOCK_K], tl.float32)
         if RESIDENT:
             for i in tl.static_range(PADDED_D // BLOCK_D):
@@ -190,12 +189,14 @@ def _scan(
                     acc += tl.dot(high, code, part)
                 else:
                     acc += tl.dot(high, code)
-        score = ratio[:, None] * tl.load(half_ptr + k)[None, :] + acc
+        score = ratio[:, None] * tl.load(half_ptr + column)[None, :] + acc
         score = tl.reshape(score, [BLOCK_M, BLOCK_K // SPLIT // 8, SPLIT, 4, 2])
         group = tl.min(tl.min(score, 4), 1)  # [BLOCK_M, SPLIT, 4]
         second = tl.minimum(second, tl.maximum(best, group))
         winner = tl.where(group < best, tile, winner)
         best = tl.minimum(best, group)
+        limbs_ptr += BLOCK_K * PADDED_D
+        half_ptr += BLOCK_K
     return best, second, winner, norms
 
 
