@@ -25,7 +25,8 @@ class WaveNetVQVAEConfig(NetworkConfig, QuantizerConfig):
     """All that defines a `WaveNetVQVAE`.
 
     The encoder is described at `NetworkConfig`, the codes at `QuantizerConfig`; the defaults that
-    differ from theirs are the paper's. Its decoder was larger than the default here.
+    differ from theirs are the paper's, but for ``spectrum_weight``. Its decoder was larger than the
+    default here.
 
     Attributes:
         spatial_dims: 1.
@@ -39,8 +40,8 @@ class WaveNetVQVAEConfig(NetworkConfig, QuantizerConfig):
         levels: of a sample, 256 of mu-law.
         num_speakers: speakers to tell the decoder apart; ``None`` for one that is not told.
         spectrum_weight: weight of a second task for the codes, to tell the spectrum around them
-            (`SpectrumHead`). The paper has none (0): its decoder learned to listen in days. In a
-            short training the decoder learns to guess from past samples first, and the codes die.
+            (`SpectrumHead`). The paper has none (0). In a short training the decoder
+            learns to guess from past samples first, and without this most codes are never used.
         wavenet_channels: width of the decoder's stream from layer to layer.
         wavenet_gate_channels: width of its gates.
         wavenet_skip_channels: width of what decides its logits.

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastvq.nn._distributed import sum_over_processes
+from fastvq import ops
+from fastvq.nn._distributed import joint_mean
 
 # numbers in the tables of one chunk of vectors
 _WORKSPACE = 1 << 22
@@ -45,13 +46,8 @@ def batch_entropy(logits: Tensor, counted: Tensor, group_bits: int, share: bool)
     count = counted.sum()
     mean = sums / count.clamp_min(1)
     if share:
-        packed = sum_over_processes(count.reshape(1, 1), sums.detach().reshape(1, 1, -1))
-        joint = packed[1].flatten() / packed[0].flatten().clamp_min(1)
-        mean = mean + (joint - mean.detach())
-    # a mean of 0 is where x log x is 0 and its derivative infinite; the logarithm's own derivative
-    # adds a constant to that of every code, which cancels as the probabilities sum to one
-    logarithm = mean.detach().clamp_min(torch.finfo(mean.dtype).tiny).log()
-    return -(mean * logarithm).sum()
+        mean = joint_mean(mean, count)
+    return ops.distribution_entropy(mean)
 
 
 # ops of their own, so that a graph holds one node where the loop over chunks would unroll, and so

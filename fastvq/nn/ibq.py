@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fastvq import _checks, ops
 from fastvq.nn import _layout, _tables
-from fastvq.nn._distributed import sum_over_processes
+from fastvq.nn._distributed import joint_mean
 from fastvq.nn._soft_codes import soft_choice
 from fastvq.nn.quantized import Quantized
 from fastvq.ops._layout import compute_dtype
@@ -166,14 +166,10 @@ class IBQ(nn.Module):
         found = ops.entropy(
             rows, codes, metric="dot", inverse_temperature=self.inverse_temperature, counted=counted
         )
-        if not self.training:
-            return found.sample - self.diversity * found.batch
-        count, mean = found.counted.to(rows.dtype), found.probabilities
-        sums = (count * mean.detach()).reshape(1, 1, -1)
-        packed = sum_over_processes(count.reshape(1, 1), sums)
-        joint = packed[1].flatten() / packed[0].flatten().clamp_min(1)
-        mean = mean + (joint - mean.detach())
-        return found.sample - self.diversity * ops.distribution_entropy(mean)
+        spread = found.batch
+        if self.training:
+            spread = ops.distribution_entropy(joint_mean(found.probabilities, found.counted))
+        return found.sample - self.diversity * spread
 
     def extra_repr(self) -> str:
         """The arguments."""

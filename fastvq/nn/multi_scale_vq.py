@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastvq import _checks, ops
-from fastvq.nn import _layout
+from fastvq.nn import _layout, _stages, _tables
 from fastvq.nn._pyramid import Pyramid, pooled, share
 from fastvq.nn._resampling import resample
 from fastvq.nn.codebook import Usage
@@ -185,9 +185,7 @@ class MultiScaleVQ(nn.Module):
 
     def encode(self, x: Tensor, levels: int | None = None) -> tuple[Tensor, ...]:
         """The indices of x at the scales ``[B, *scale]``, or at the first ``levels`` alone."""
-        levels = len(self.scales) if levels is None else levels
-        if not 1 <= levels <= len(self.scales):
-            raise ValueError(f"levels must be in [1, {len(self.scales)}], got {levels}")
+        levels = _stages.check_levels(levels, len(self.scales))
         field, counted, present, _ = self._field(x, None)
         codes, total, indices = self.book.codes()[0], torch.zeros_like(field), []
         for s in range(levels):
@@ -268,8 +266,7 @@ class MultiScaleVQ(nn.Module):
 
     def _added(self, index: Tensor, codes: Tensor, scale: int, size: Sequence[int]) -> Tensor:
         """What the codes of a scale add ``[B, C, *size]``."""
-        code = nn.functional.embedding(index.clamp_min(0), codes)
-        code = torch.where((index >= 0).unsqueeze(-1), code, 0).movedim(-1, 1)
+        code = _tables.lookup(index, codes).movedim(-1, 1)
         code = code.to(compute_dtype(code))
         with torch.autocast(code.device.type, enabled=False):
             code = resample(code, size, "bicubic")
