@@ -7,6 +7,7 @@ skips that half, and nothing else.
 from __future__ import annotations
 
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -38,10 +39,13 @@ def peer_still(broken, thread):
         pytest.skip(f"this version of the library has mended {thread}")
 
 
-def raises(call):
+def raises(call, *kinds):
+    """Whether it ends in one of these errors; a warning on the way is none."""
     try:
-        call()
-    except Exception:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            call()
+    except kinds:
         return True
     return False
 
@@ -208,7 +212,7 @@ def test_masks_go_with_everything(options):
     if "heads" in theirs_options:
         theirs_options |= {"separate_codebook_per_head": True, "codebook_dim": 4}
     theirs = lucidrains("VectorQuantize", 8, 16, **theirs_options)
-    peer_still(raises(lambda: theirs(x, mask=mask)), "masks")
+    peer_still(raises(lambda: theirs(x, mask=mask), AssertionError, RuntimeError), "masks")
 
 
 def test_a_mask_of_all_leaves_the_cosine_loss_alone():
@@ -230,7 +234,7 @@ def test_residual_quantizers_take_images():
     theirs = lucidrains(
         "ResidualVQ", dim=8, codebook_size=16, num_quantizers=3, accept_image_fmap=True
     )
-    peer_still(raises(lambda: theirs(x)), "images in ResidualVQ")
+    peer_still(raises(lambda: theirs(x), RuntimeError), "images in ResidualVQ")
 
 
 def test_padding_decodes_to_zeros():
@@ -355,7 +359,10 @@ def test_spherical_bits_can_be_pickled():
     ours, x = fastvq.BSQ(16), torch.randn(5, 4)
     assert torch.equal(pickle.loads(pickle.dumps(ours))(x).indices, ours(x).indices)
     theirs = lucidrains("LFQ", codebook_size=16, spherical=True)
-    peer_still(raises(lambda: pickle.dumps(theirs)), "the lambda of LFQ")
+    peer_still(
+        raises(lambda: pickle.dumps(theirs), AttributeError, pickle.PicklingError),
+        "the lambda of LFQ",
+    )
 
 
 def test_exports_in_eval():
@@ -364,7 +371,7 @@ def test_exports_in_eval():
     ours = fastvq.VectorQuantizer(4, 8).eval()
     assert torch.equal(torch.export.export(ours, (x,)).module()(x)[1], ours(x).indices)
     theirs = lucidrains("VectorQuantize", 4, 8, kmeans_init=True).eval()
-    peer_still(raises(lambda: torch.export.export(theirs, (x,))), "the export")
+    peer_still(raises(lambda: torch.export.export(theirs, (x,)), RuntimeError), "the export")
 
 
 def test_codes_stay_a_buffer_in_float32():

@@ -1,14 +1,11 @@
 """Two processes end with one codebook, and it is that of their joint batch."""
 
-import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 import fastvq
 from fastvq import testing
 
-PROCESSES = 2
+from .processes import run_two
 
 
 def _levels():
@@ -18,9 +15,7 @@ def _levels():
     ).view(2, 1, 1)
 
 
-def _train(rank, rendezvous, folder):
-    torch.set_num_threads(1)
-    # built before the processes know of each other, which must not matter
+def _train(rank, meet):
     start = torch.randn(10, 6, generator=torch.Generator().manual_seed(1))
     given = fastvq.VectorQuantizer(6, 10, start=fastvq.Given(start), revival=None)
     living = fastvq.VectorQuantizer(6, 30, learning=fastvq.EMA(0.5))
@@ -28,9 +23,7 @@ def _train(rank, rendezvous, folder):
     living_levels = fastvq.ResidualVQ(6, 30, 2, learning=fastvq.EMA(0.5))
     shared = fastvq.ResidualVQ(6, 30, 2, learning=fastvq.EMA(0.5), shared_codebook=True)
     groups = fastvq.GroupedResidualVQ(6, 10, 2, 2, learning=fastvq.EMA(0.5))
-    dist.init_process_group(
-        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=PROCESSES
-    )
+    meet()
     torch.manual_seed(100 + rank)
     batches = [torch.randn(40, 6) for _ in range(5)]
     for step, x in enumerate(batches):
@@ -45,14 +38,11 @@ def _train(rank, rendezvous, folder):
     quantizers = {"given": given, "living": living, "levels": levels, "live levels": living_levels}
     quantizers |= {"shared": shared, "groups": groups}
     state = {name: quantizer.codebook for name, quantizer in quantizers.items()}
-    torch.save({**state, "batches": torch.stack(batches)}, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return {**state, "batches": torch.stack(batches)}
 
 
-@pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed")
 def test_two_processes_share_one_codebook(tmp_path):
-    mp.spawn(_train, (str(tmp_path / "rendezvous"), str(tmp_path)), nprocs=PROCESSES)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(PROCESSES))
+    first, second = run_two(_train, tmp_path)
     for name in ("given", "living", "levels", "live levels", "shared", "groups"):
         assert torch.equal(first[name], second[name]), name
 

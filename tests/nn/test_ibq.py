@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.nn import functional
 
 from fastvq import IBQ, testing
 from fastvq.testing.contract import QuantizerContract
+
+from .processes import run_two
 
 
 class TestContract(QuantizerContract):
@@ -128,28 +128,22 @@ def test_half_models_have_the_loss_of_wide_ones(dtype):
         assert torch.equal(wide(x.float()).loss, expected.loss)
 
 
-def _loss_and_gradient(rank, rendezvous, folder):
-    torch.set_num_threads(1)
-    saved = torch.load(f"{folder}/in.pt")
-    x = saved["x"][rank].requires_grad_()
+def _loss_and_gradient(rank, meet, x, codes):
+    x = x[rank].requires_grad_()
     vq = IBQ(6, 16, inverse_temperature=1.0, entropy_weight=1.0)
-    vq.codebook.data.copy_(saved["codes"])
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    vq.codebook.data.copy_(codes)
+    meet()
     loss = vq(x).loss
     loss.backward()
     # evaluation on one process alone must not wait for the other
     if rank == 0:
         vq.eval()(x.detach())
-    torch.save({"loss": loss.detach(), "grad": x.grad}, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return {"loss": loss.detach(), "grad": x.grad}
 
 
-@pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed")
 def test_two_processes_have_the_entropy_of_their_joint_batch(tmp_path):
     x, codes = torch.randn(2, 30, 6), torch.randn(16, 6)
-    torch.save({"x": x, "codes": codes}, tmp_path / "in.pt")
-    mp.spawn(_loss_and_gradient, (str(tmp_path / "rendezvous"), str(tmp_path)), nprocs=2)
-    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    parts = run_two(_loss_and_gradient, tmp_path, x, codes)
     vq = IBQ(6, 16, inverse_temperature=1.0, entropy_weight=1.0)
     vq.codebook.data.copy_(codes)
     joint = x.flatten(0, 1).requires_grad_()

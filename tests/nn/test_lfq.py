@@ -6,14 +6,14 @@ import pickle
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import vector_quantize_pytorch as peer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastvq import BSQ, LFQ, testing
 from fastvq.nn import _bit_entropy
 from fastvq.testing.contract import QuantizerContract
+
+from .processes import run_two
 
 
 class TestContract(QuantizerContract):
@@ -333,26 +333,21 @@ def test_codes_beyond_32_bits():
     assert torch.isfinite(loss)
 
 
-def _loss_and_gradient(rank, rendezvous, folder):
-    torch.set_num_threads(1)
-    x = torch.load(f"{folder}/x.pt")[rank].requires_grad_()
+def _loss_and_gradient(rank, meet, x):
+    x = x[rank].requires_grad_()
     lfq = LFQ(2**6, inverse_temperature=1.0)
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    meet()
     loss = lfq(x).loss
     loss.backward()
     # evaluation on one process alone must not wait for the other
     if rank == 0:
         lfq.eval()(x.detach())
-    torch.save({"loss": loss.detach(), "grad": x.grad}, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return {"loss": loss.detach(), "grad": x.grad}
 
 
-@pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed")
 def test_two_processes_have_the_entropy_of_their_joint_batch(tmp_path):
     x = torch.randn(2, 30, 6)
-    torch.save(x, tmp_path / "x.pt")
-    mp.spawn(_loss_and_gradient, (str(tmp_path / "rendezvous"), str(tmp_path)), nprocs=2)
-    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    parts = run_two(_loss_and_gradient, tmp_path, x)
     joint = x.flatten(0, 1).requires_grad_()
     loss = LFQ(2**6, inverse_temperature=1.0)(joint).loss
     loss.backward()

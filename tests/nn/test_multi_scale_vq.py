@@ -6,14 +6,14 @@ import itertools
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.nn import functional
 
 import fastvq
 from fastvq import EMA, Frozen, Given, Gradient, MultiScaleVQ, testing
 from fastvq.nn._resampling import resample
 from fastvq.nn.multi_scale_vq import _nearest_tick
+
+from .processes import run_two
 
 SCALES = {
     1: [(1,), (2,), (5,), (8,)],
@@ -218,12 +218,11 @@ def test_start_sees_what_the_scales_will_see():
     assert (out.quantized - x).square().mean() < 60
 
 
-def _train(rank, rendezvous, folder):
-    torch.set_num_threads(1)
+def _train(rank, meet):
     torch.manual_seed(0)
     given = make(start=Given(torch.randn(20, 6)), learning=EMA(0.5), revival=None)
     living = make(learning=EMA(0.5))
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    meet()
     torch.manual_seed(100 + rank)
     batches = [batch() for _ in range(4)]
     for step, x in enumerate(batches):
@@ -231,14 +230,11 @@ def _train(rank, rendezvous, folder):
         # an empty batch on one process must not leave the other waiting
         living(x[:0] if step == 2 and rank == 0 else x)
     state = {"given": given.state_dict(), "living": living.state_dict()}
-    torch.save({**state, "batches": torch.stack(batches)}, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return {**state, "batches": torch.stack(batches)}
 
 
-@pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed")
 def test_two_processes_share_one_codebook(tmp_path):
-    mp.spawn(_train, (str(tmp_path / "rendezvous"), str(tmp_path)), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    first, second = run_two(_train, tmp_path)
     for kind in ("given", "living"):
         for name, value in first[kind].items():
             assert torch.equal(value, second[kind][name]), (kind, name)

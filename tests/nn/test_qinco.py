@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from fastvq import Given, QINCo, ResidualVQ, Uniform, testing
 from fastvq.nn import _neural_codes
 from fastvq.nn._neural_codes import Step, codes_of, nearest_neural
 from fastvq.testing.contract import QuantizerContract
+
+from .processes import run_two
 
 
 class TestContract(QuantizerContract):
@@ -119,24 +119,20 @@ def test_training_does_better_than_fixed_codes():
     assert errors[1] < 0.9 * (rvq(data).quantized - data).square().mean()
 
 
-def _train(rank, rendezvous, folder):
-    torch.set_num_threads(1)
+def _train(rank, meet):
     torch.manual_seed(0)
     vq = QINCo(6, 30, 3, blocks=1, hidden=8)
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    meet()
     torch.manual_seed(100 + rank)
     for step in range(4):
         x = torch.randn(40, 6)
         # an empty batch on one process must not leave the other waiting
         vq(x[:0] if step == 2 and rank == 0 else x)
-    torch.save(vq.state_dict(), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return vq.state_dict()
 
 
-@pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed")
 def test_two_processes_share_their_codes_and_counts(tmp_path):
-    mp.spawn(_train, (str(tmp_path / "rendezvous"), str(tmp_path)), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    first, second = run_two(_train, tmp_path)
     assert first["book.started"]
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
