@@ -21,7 +21,7 @@ class TestContractByGradient(QuantizerContract):
         )
 
 
-def test_is_its_groups_side_by_side(backend):
+def test_is_its_groups_side_by_side():
     options = {"start": Uniform(1.0), "channel_dim": 1, "commitment_weight": 0.5}
     torch.manual_seed(3)
     grouped = GroupedResidualVQ(12, 20, 3, 2, **options)

@@ -51,7 +51,7 @@ def test_keeps_what_the_definition_keeps(beam):
             assert path.tolist() == wanted[0].tolist()
 
 
-def test_never_worse_than_one_level_after_another_and_better_in_the_mean(backend):
+def test_never_worse_than_one_level_after_another_and_better_in_the_mean():
     x, codebooks = inputs(n=400, levels=4, k=16, d=8)
     greedy = errors(x, codebooks, residual(x, codebooks).indices)
     for beam in (2, 5):
