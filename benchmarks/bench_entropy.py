@@ -45,8 +45,19 @@ def refuse_wrong_answers(loss: Loss, x: Tensor, codebook: Tensor) -> None:
     testing.assert_within(grads[0], grads[1], 1e-3 * grads[1].abs().max())
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
-@pytest.mark.parametrize("contender", CONTENDERS)
+# the 1e-8 that the usual way has in its logarithm moves the loss of 65536 codes by 6e-4, which is
+# refused; it would hold 7 GB
+ROWS = [
+    (contender, shape)
+    for shape in SHAPES
+    for contender in CONTENDERS
+    if not (contender == "torch, as usually written" and shape[1] == 65536)
+]
+
+
+@pytest.mark.parametrize(
+    ("contender", "shape"), ROWS, ids=lambda v: v if isinstance(v, str) else "x".join(map(str, v))
+)
 def test_forward_and_backward(row, benchmark, shape, contender):
     n, k, d = shape
     x, codebook = testing.gaussian(*shape)
