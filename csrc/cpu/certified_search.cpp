@@ -39,6 +39,7 @@ struct CertifiedSearch::Scratch {
       : raw((rows + kVectorSlack) * stride + kVectorSlack),
         panels(rows * words),
         scale(rows),
+        length(rows),
         loss(rows),
         best(rows * kTrackers),
         second(rows * kTrackers),
@@ -58,7 +59,7 @@ struct CertifiedSearch::Scratch {
     return {&best[first], &second[first], &group[first]};
   }
 
-  Buffer<float> raw, panels, scale, loss, best, second, runner, rest, threshold;
+  Buffer<float> raw, panels, scale, length, loss, best, second, runner, rest, threshold;
   Buffer<int32_t> group, tracker;
   Buffer<Profile> profiles;
   Buffer<Candidate> candidates;
@@ -111,18 +112,21 @@ void CertifiedSearch::load(const RowSet& set, Scratch& scratch) const {
   kernel.read(set, scratch.raw.get(), stride_);
   std::fill_n(scratch.raw.get() + set.count * stride_, (rows - set.count) * stride_, 0.0f);
   std::fill_n(scratch.scale.get(), rows, 0.0f);
+  std::fill_n(scratch.length.get(), rows, 0.0f);
   const bool euclidean = codes_.metric() == Metric::kEuclidean;
   for (int64_t i = 0; i < set.count; ++i) {
     const float* row = scratch.raw.get() + i * stride_;
     const Measure measure = kernel.measure(row, 1.0, packed_.centre(), stride_);
     scratch.profiles[i] = scan_.profile(row, measure);
     const double scale = euclidean ? packed_.unit() : scratch.profiles[i].row_scale;
+    const double square = euclidean ? measure.square : measure.norm;
     scratch.scale[i] = static_cast<float>(scale);
+    scratch.length[i] = static_cast<float>(std::sqrt(square) * scale);
   }
   for (int64_t i = 0; i < rows; i += pass_.panel_rows) {
     pass_.pack_rows(scratch.raw.get() + i * stride_, stride_, codes_.depth(), shift_.get(),
-                    scratch.scale.get() + i, scratch.panels.get() + i * words_,
-                    scratch.loss.get() + i);
+                    scratch.scale.get() + i, scratch.length.get() + i,
+                    scratch.panels.get() + i * words_, scratch.loss.get() + i);
   }
 }
 

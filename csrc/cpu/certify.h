@@ -16,6 +16,9 @@
 //    steps that starts at the bias, so it is within gamma_{D+1} (sum_d |x_d c_kd| + |c_k|^2 / 2).
 //    Products of two bfloat16 numbers are exact in float32, and their sums are rounded at each term
 //    or less often; sums in pairs, in trees or truncated stay within twice that, which n provides.
+//    16-bit integers, x^ = p a and c^_k = q_k b_k with integers a and b_k and float32 numbers p and
+//    q_k, have exact sums, |a . b_k| <= |a| |b_k| < 2^30; that sum as a float32, p q_k and the
+//    product of both with the bias are rounded: four steps.
 // 3. Together, by Cauchy-Schwarz, with gamma = n u / (1 - n u), the score s_k has
 //        |s_k - S_k| <= E(|c_k|),   E(r) = (gamma (|x| + e) + e + (|x| + e) l) r + gamma r^2 / 2,
 //    n = D + 16 for float32 products and 2 D + 16 for shorter ones, and the last term absent where

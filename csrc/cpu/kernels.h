@@ -140,12 +140,15 @@ struct ScoreKernels {
   int64_t panel_rows;   // rows scored together, on the lanes
   int64_t block_codes;  // codes scored together
   int64_t word_elements, word_multiple;
-  int64_t words(int64_t depth) const { return words_of(depth, word_elements, word_multiple); }
+  int64_t scale_words;  // after the others: by what they were divided
+  int64_t words(int64_t depth) const {
+    return words_of(depth, word_elements, word_multiple) + scale_words;
+  }
 
-  // panel[word][row] = the words of (raw[row][.] - shift[.]) * row_scale[row]; error[row] is the
-  // squared length of what they lost
+  // panel[word][row] = the words of (raw[row][.] - shift[.]) * row_scale[row], which has a length
+  // of row_length[row] but for its rounding; error[row] is the squared length of what they lost
   void (*pack_rows)(const float* raw, int64_t stride, int64_t depth, const float* shift,
-                    const float* row_scale, float* panel, float* error);
+                    const float* row_scale, const float* row_length, float* panel, float* error);
   // The words of (codes[begin + code] * scale - centre) * unit, 0 if never chosen; the squared
   // lengths of codes[.] * scale - centre; and those, times unit^2, of what the words lost
   void (*pack_codes)(const CodeView<float>& codes, int64_t depth, const double* centre, double unit,
@@ -245,6 +248,7 @@ extern const Kernels kPortableKernels;
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
+extern const ScoreKernels kAvx2Int16Scores;
 extern const ScoreKernels kAvx512Bfloat16Scores;
 extern const ScoreKernels kAmxScores;
 #endif

@@ -15,6 +15,9 @@ namespace {
 #include "accumulate_kernel.h"
 #include "entropy_kernel.h"
 namespace float32 {
+// 12 accumulators, 3 row vectors and a broadcast code fill the 16 registers
+constexpr int kRowVectors = 3;
+constexpr int kBlockCodes = 4;
 #include "product_float32.h"
 #include "score_kernel.h"
 #include "group_kernel.h"

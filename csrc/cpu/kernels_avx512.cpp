@@ -15,6 +15,9 @@ namespace {
 #include "accumulate_kernel.h"
 #include "entropy_kernel.h"
 namespace float32 {
+// 24 accumulators, 2 row vectors and a broadcast code leave 5 of the 32 registers to the compiler
+constexpr int kRowVectors = 2;
+constexpr int kBlockCodes = 12;
 #include "product_float32.h"
 #include "score_kernel.h"
 #include "group_kernel.h"

@@ -11,6 +11,8 @@ namespace {
 #include "accumulate_kernel.h"
 #include "entropy_kernel.h"
 namespace float32 {
+constexpr int kRowVectors = 3;
+constexpr int kBlockCodes = 4;
 #include "product_float32.h"
 #include "score_kernel.h"
 #include "group_kernel.h"

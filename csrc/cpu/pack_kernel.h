@@ -4,10 +4,12 @@
 
 // raw needs kLanes rows and columns of slack: blocks at the edge read past it and drop the excess.
 void pack_rows(const float* raw, int64_t stride, int64_t depth, const float* shift,
-               const float* row_scale, float* panel, float* error) {
+               const float* row_scale, const float* row_length, float* panel, float* error) {
   const int64_t words = words_of(depth, kWordElements, kWordMultiple);
   for (int v = 0; v < kRowVectors; ++v) {
     const Floats scale = load(row_scale + v * kLanes);
+    const RowFormat format(load(row_length + v * kLanes), depth);
+    format.store_scale(panel + words * kPanelRows + v * kLanes);
     Floats lost = broadcast(0.0f);
     for (int64_t w = 0; w < words; w += kLanes / kWordElements) {
       const int64_t d = w * kWordElements;
@@ -19,7 +21,8 @@ void pack_rows(const float* raw, int64_t stride, int64_t depth, const float* shi
       }
       const int64_t size = words - w < kLanes / kWordElements ? words - w : kLanes / kWordElements;
       for (int64_t j = 0; j < size; ++j) {
-        store(panel + (w + j) * kPanelRows + v * kLanes, word(column + j * kWordElements, lost));
+        const Floats packed = word(column + j * kWordElements, format, lost);
+        store(panel + (w + j) * kPanelRows + v * kLanes, packed);
       }
     }
     store(error + v * kLanes, lost);
@@ -35,6 +38,8 @@ void pack_codes(const CodeView<float>& codes, int64_t depth, const double* centr
     const bool used = k < codes.count && codes.offset[k] == codes.offset[k];
     const float* source = codes.values + k * codes.stride;
     if (used) squares[c] = measure(source, codes.scale[k], centre, codes.depth).square;
+    const CodeFormat format(used ? __builtin_sqrt(squares[c]) * unit : 0.0, depth);
+    format.store_scale(code_words(packed, words) + c);
     errors[c] = 0.0;
     for (int64_t w = 0; w < words; w += kLanes) {
       float values[kLanes * kWordElements] = {};
@@ -46,7 +51,7 @@ void pack_codes(const CodeView<float>& codes, int64_t depth, const double* centr
         values[j] = static_cast<float>(value * unit);
       }
       float line[kLanes];
-      errors[c] += words_of_code(values, line);
+      errors[c] += words_of_code(values, format, line);
       const int64_t lines = words - w < kLanes ? words - w : kLanes;
       store_code_words(line, lines, c, code_words(packed, w));
     }

@@ -3,6 +3,7 @@
 // half. Included inside a namespace and target region.
 
 constexpr int kWordElements = 2;
+#include "unscaled.h"
 
 FASTVQ_INLINE uint32_t bits_of(float value) {
   uint32_t bits;
@@ -30,7 +31,7 @@ FASTVQ_INLINE Floats round_bfloat16(Floats value) {
 }
 
 // Adds the squares of what rounding took to `lost`.
-FASTVQ_INLINE Floats word(const Floats* elements, Floats& lost) {
+FASTVQ_INLINE Floats word(const Floats* elements, const RowFormat&, Floats& lost) {
   const Floats low = round_bfloat16(elements[0]);
   const Floats high = round_bfloat16(elements[1]);
   const Floats low_lost = elements[0] - low;
@@ -41,7 +42,7 @@ FASTVQ_INLINE Floats word(const Floats* elements, Floats& lost) {
 }
 
 // Returns the sum of the squares of what rounding took.
-FASTVQ_INLINE double words_of_code(const float* elements, float* words) {
+FASTVQ_INLINE double words_of_code(const float* elements, const CodeFormat&, float* words) {
   double lost = 0.0;
   for (int i = 0; i < kLanes; ++i) {
     uint32_t halves[2];

@@ -3,7 +3,6 @@
 // until they are compared. Included once for each product, inside its namespace and target region.
 
 constexpr int kPanelRows = kRowVectors * kLanes;
-constexpr int kBlockCodes = kRegisterCodes;
 
 using Scores = Floats[kBlockCodes][kRowVectors];
 
@@ -12,10 +11,7 @@ struct ScoreSession {
   ScoreSession() {}
 };
 
-FASTVQ_INLINE void store_code_words(const float* words, int64_t count, int code, float* packed) {
-  for (int64_t w = 0; w < count; ++w) packed[w * kBlockCodes + code] = words[w];
-}
-FASTVQ_INLINE float* code_words(float* block, int64_t w) { return block + w * kBlockCodes; }
+#include "code_words.h"
 
 // score[code][row] = bias[code] + sum_w packed[w][code] * panel[w][row], one step after another
 FASTVQ_INLINE void score_block(const float* panel, int64_t words, const float* packed,

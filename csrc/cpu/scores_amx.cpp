@@ -17,8 +17,9 @@ namespace {
 constexpr int kTileRows = 16;   // codes of a tile of codes, words of a tile of rows
 constexpr int kTileWords = 16;  // words in a row of a tile: 64 bytes
 constexpr int64_t kWordMultiple = kTileWords;
-constexpr int kPanelRows = kRowVectors * kLanes;
+constexpr int kRowVectors = 2;
 constexpr int kBlockCodes = 2 * kTileRows;
+constexpr int kPanelRows = kRowVectors * kLanes;
 
 // A tile holds a code a row, so that a row of a tile of scores is one code against 16 rows of x.
 using Scores = Floats[kBlockCodes][kRowVectors];

@@ -14,6 +14,9 @@ namespace {
 #include "product_bfloat16.h"
 
 constexpr int64_t kWordMultiple = 1;
+// 24 accumulators, 2 row vectors and a broadcast code leave 5 of the 32 registers to the compiler
+constexpr int kRowVectors = 2;
+constexpr int kBlockCodes = 12;
 
 FASTVQ_INLINE Floats add_product(Floats row, Floats code, Floats total) {
   return _mm512_dpbf16_ps(total, reinterpret_cast<__m512bh>(row), reinterpret_cast<__m512bh>(code));

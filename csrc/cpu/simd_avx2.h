@@ -6,9 +6,6 @@ using Doubles = __m256d;
 
 constexpr int kLanes = 8;
 constexpr int kDoubleLanes = 4;
-// 12 accumulators, 3 row vectors and a broadcast code fill the 16 registers
-constexpr int kRowVectors = 3;
-constexpr int kRegisterCodes = 4;
 
 FASTVQ_INLINE Floats load(const float* p) { return _mm256_loadu_ps(p); }
 FASTVQ_INLINE void store(float* p, Floats v) { _mm256_storeu_ps(p, v); }

@@ -6,9 +6,6 @@ using Doubles = __m512d;
 
 constexpr int kLanes = 16;
 constexpr int kDoubleLanes = 8;
-// 24 accumulators, 2 row vectors and a broadcast code leave 5 of the 32 registers to the compiler
-constexpr int kRowVectors = 2;
-constexpr int kRegisterCodes = 12;
 
 FASTVQ_INLINE Floats load(const float* p) { return _mm512_loadu_ps(p); }
 FASTVQ_INLINE void store(float* p, Floats v) { _mm512_storeu_ps(p, v); }

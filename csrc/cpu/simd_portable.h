@@ -7,8 +7,6 @@ using Doubles = double __attribute__((vector_size(16)));
 
 constexpr int kLanes = 4;
 constexpr int kDoubleLanes = 2;
-constexpr int kRowVectors = 3;
-constexpr int kRegisterCodes = 4;
 
 template <class Vector, class T>
 FASTVQ_INLINE Vector load_vector(const T* p) {

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from fastvq import _native, testing
@@ -14,7 +15,7 @@ if _native.reason() is not None and os.environ.get("FASTVQ_EXTENSION") == "0":
     pytest.skip("built without the extension, as FASTVQ_EXTENSION=0 asks", allow_module_level=True)
 
 METRICS = ("euclidean", "cosine", "dot")
-LEVELS = ("amx", "avx512_bf16", "avx512", "avx2", "portable")
+LEVELS = ("amx", "avx512_bf16", "avx512", "avx2_int16", "avx2", "portable")
 
 # prints a digest of every answer, so that two processes can be compared bit by bit
 DIGEST = """
@@ -163,6 +164,29 @@ def aligned_rounding():
     return x, torch.cat([codebook, -codebook])
 
 
+def aligned_integers():
+    """Codes that lose half a step of 16-bit integers in every channel but one, towards the row.
+
+    Integers are scaled by the length of the code, so the last channel decides whether the others
+    lie just under or just over the midpoint of two. Those under it are nearer to every row.
+    """
+    generator = torch.Generator().manual_seed(4)
+    signs = torch.randint(2, (60, 31), generator=generator) * 2.0 - 1.0
+    longest = (32766 - 0.5 * 32**0.5) * (1 - 2.0**-16)
+    step = 5791.5  # about that length over the square root of 32 channels
+    under, over = (((longest / (step + off)) ** 2 - 31) ** 0.5 for off in (-0.01, 0.01))
+    codebook = torch.cat([functional.pad(signs, (0, 1), value=last) for last in (under, over)])
+    lengths = 1 + torch.rand(2000, 1, generator=generator) * 2.0**-7
+    x = functional.pad(signs[torch.arange(2000) % 60] * lengths, (0, 1), value=2.0)
+    return x, torch.cat([codebook, -codebook])
+
+
+# by the short products of the instruction sets that they deceive
+ROUNDING = (
+    pytest.param(aligned_rounding(), ("amx", "avx512_bf16"), id="bfloat16"),
+    pytest.param(aligned_integers(), ("avx2_int16",), id="int16"),
+)
+
 ADVERSARIES = (
     pytest.param(two_far_clusters(), "euclidean", id="two-far-clusters"),
     pytest.param(nearly_orthogonal(), "dot", id="nearly-orthogonal"),
@@ -179,9 +203,10 @@ def test_certificate_catches_what_float32_cannot_tell(inputs, metric):
     assert not testing.wrong_codes(x, codebook, exact, metric).any()
 
 
-def test_certificate_catches_what_bfloat16_cannot_tell():
-    x, codebook = aligned_rounding()
-    if torch.ops.fastvq_native.capability() in ("amx", "avx512_bf16"):
+@pytest.mark.parametrize(("inputs", "deceived"), ROUNDING)
+def test_certificate_catches_what_short_products_cannot_tell(inputs, deceived):
+    x, codebook = inputs
+    if torch.ops.fastvq_native.capability() in deceived:
         fast = search(x, codebook, "euclidean", "fast")[0]
         assert testing.wrong_codes(x, codebook, fast).any(), "the adversary does not bite"
     for metric in METRICS:
