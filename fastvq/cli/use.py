@@ -62,7 +62,8 @@ def encode(
     codes = encoded(run, data, copies, device)
     codes.save(out)
     shapes = " and ".join("x".join(map(str, grid.shape[1:])) for grid in codes.grids)
-    print(f"{out}: {len(codes)} grids of {shapes} codes, K = {codes.codebook_size}")
+    sizes = " and ".join(map(str, codes.codebook_sizes))
+    print(f"{out}: {len(codes)} grids of {shapes} codes, K = {sizes}")
 
 
 def decode(

@@ -36,8 +36,8 @@ class Coder(nn.Module, ABC, Generic[Indices]):
 
     The codes of any model are a tuple of grids, **the top (coarsest) first**, each int64
     ``[B, *grid]``, or ``[B, *grid, G]`` where ``config.codebooks`` G is above 1. `encode_grids`,
-    `grid_shapes` and `nominal_bits` speak of them uniformly; ``encode`` and ``decode`` of a class
-    do so in its own way, one grid being a tensor and several a tuple.
+    `codebook_sizes`, `grid_shapes` and `nominal_bits` speak of them uniformly; ``encode`` and
+    ``decode`` of a class do so in its own way, one grid being a tensor and several a tuple.
     """
 
     config_class: ClassVar[type]
@@ -51,6 +51,11 @@ class Coder(nn.Module, ABC, Generic[Indices]):
     @abstractmethod
     def level_strides(self) -> tuple[tuple[int, ...], ...]:
         """Samples of the data per code, in every axis, of every level, the top first."""
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Codes K of a codebook, of every level, the top first."""
+        return (self.config.codebook_size,) * len(self.level_strides)
 
     @abstractmethod
     def encode(self, x: Tensor) -> Indices:
@@ -78,10 +83,12 @@ class Coder(nn.Module, ABC, Generic[Indices]):
         return tuple(_over(size, stride) + groups for stride in self.level_strides)
 
     def nominal_bits(self, *size: int) -> float:
-        """Bits of the codes of one example of a size under a uniform prior."""
-        self._check_size(size)
-        positions = sum(math.prod(_over(size, stride)) for stride in self.level_strides)
-        return float(positions * self.config.bits_per_position)
+        """Bits of the codes of one example of a size under a uniform prior.
+
+        The sum over levels of ``G log2 K`` for each position of the grid.
+        """
+        levels = zip(self.grid_shapes(*size), self.codebook_sizes, strict=True)
+        return sum(math.prod(shape) * math.log2(codes) for shape, codes in levels)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes ``config.json`` and ``model.safetensors`` into ``folder``."""

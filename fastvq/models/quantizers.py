@@ -118,11 +118,6 @@ class QuantizerConfig:
             return (self.codebook_size - 1).bit_length()
         return 16 if self.codebook_dim is None else self.codebook_dim
 
-    @property
-    def bits_per_position(self) -> float:
-        """Nominal bits of the codes of one position, ``G log2 K``."""
-        return self.codebooks * math.log2(self.codebook_size)
-
 
 def make_quantizer(config: QuantizerConfig) -> Quantizer:
     """The quantizer that a config names, for vectors ``[B, code_channels, ...]``.

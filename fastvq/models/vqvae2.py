@@ -4,31 +4,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from fastvq import _checks
 from fastvq.models import blocks, networks
 from fastvq.models.autoencoder import AutoEncoder, AutoEncoderConfig, Pass
 from fastvq.models.networks import Decoder, Encoder
-from fastvq.models.quantizers import Quantizer, make_quantizer
+from fastvq.models.quantizers import Quantizer, QuantizerConfig, make_quantizer
 
 
 @dataclass(frozen=True, kw_only=True)
 class VQVAE2Config(AutoEncoderConfig):
-    """All that defines a `VQVAE2`; every level has the same networks and quantizer.
+    """All that defines a `VQVAE2`; the levels differ in strides and number of codes alone.
 
     Attributes:
         strides: for each level, **the finest first**, the downsampling of each of its stages on top
             of the level before: the paper's 64x64 and 32x32 codes of 256x256 images are
             ``((2, 2), (2,))``. Two levels or more.
         time_strides: of video, the same in time, where it is not as in space.
+        codebook_sizes: codes K of each level, the finest first too, in place of ``codebook_size``,
+            which is then left at its default; ``None`` for ``codebook_size`` at each. Not for
+            ``fsq``, whose levels say it.
     """
 
     strides: tuple[tuple[int, ...], ...] = ((2, 2), (2,))
     time_strides: tuple[tuple[int, ...], ...] | None = None
+    codebook_sizes: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -42,6 +47,35 @@ class VQVAE2Config(AutoEncoderConfig):
                 f"got {len(self.time_strides)}"
             )
         self.stages()
+        if self.codebook_sizes is not None:
+            self._check_codebook_sizes(self.codebook_sizes)
+
+    def _check_codebook_sizes(self, sizes: tuple[int, ...]) -> None:
+        if self.quantizer == "fsq":
+            raise ValueError(f"codebook_sizes must be None for quantizer 'fsq', got {sizes}")
+        if len(sizes) != len(self.strides):
+            raise ValueError(
+                f"codebook_sizes must have {len(self.strides)} levels as strides has, "
+                f"got {len(sizes)}"
+            )
+        default = type(self).codebook_size
+        if self.codebook_size != default:
+            raise ValueError(
+                f"codebook_size must be left at {default} where codebook_sizes is given, "
+                f"got {self.codebook_size}"
+            )
+        for size in sizes:
+            _checks.positive("each of codebook_sizes", size)
+        # what else a quantizer asks of its size
+        self.quantizer_configs()
+
+    def quantizer_configs(self) -> Sequence[QuantizerConfig]:
+        """What the quantizer of every level is made of, the finest level first."""
+        if self.codebook_sizes is None:
+            return [self] * len(self.strides)
+        return [
+            replace(self, codebook_size=size, codebook_sizes=None) for size in self.codebook_sizes
+        ]
 
     def stages(self) -> list[list[tuple[int, ...]]]:
         """The stride of every axis at every stage of every level, the finest level first."""
@@ -97,23 +131,24 @@ class VQVAE2(AutoEncoder[tuple[Tensor, ...]]):
 
     def __init__(self, config: VQVAE2Config) -> None:
         super().__init__(config)
-        dims, hidden, codes = config.spatial_dims, config.hidden_channels, config.code_channels
-        stages = config.stages()
+        dims, hidden, stages = config.spatial_dims, config.hidden_channels, config.stages()
+        quantizers = config.quantizer_configs()
+        codes = [each.code_channels for each in quantizers]
         below = range(len(stages) - 1)
         data = config.in_channels
         outputs = [self.likelihood.parameter_channels(data)] + [hidden for _ in below]
         # channels of the codes of a level and all above it
-        gathered = [codes * (len(stages) - level) for level in range(len(stages))]
+        gathered = [sum(codes[level:]) for level in range(len(stages))]
         # lists run from the finest level up, as encoders do
         self.encoders = nn.ModuleList(
             Encoder(config, channels, strides)
             for channels, strides in zip([data, *(hidden for _ in below)], stages, strict=True)
         )
         self.projections = nn.ModuleList(
-            blocks.convolution(dims, channels, codes, 1)
-            for channels in [*(2 * hidden for _ in below), hidden]
+            blocks.convolution(dims, channels, out, 1)
+            for channels, out in zip([*(2 * hidden for _ in below), hidden], codes, strict=True)
         )
-        self.quantizers = nn.ModuleList(make_quantizer(config) for _ in stages)
+        self.quantizers = nn.ModuleList(make_quantizer(each) for each in quantizers)
         self.decoders = nn.ModuleList(
             Decoder(config, channels, strides, out)
             for channels, strides, out in zip(gathered, stages, outputs, strict=True)
@@ -138,6 +173,12 @@ class VQVAE2(AutoEncoder[tuple[Tensor, ...]]):
             stages += level
             found.append(networks.total_stride(stages))
         return tuple(reversed(found))
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Codes K of each level, **the top first**, unlike those of the config."""
+        sizes = self.config.codebook_sizes
+        return super().codebook_sizes if sizes is None else sizes[::-1]
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
         """The codes of ``x``, the grids of all levels, the top first."""

@@ -20,7 +20,7 @@ from fastvq.models.likelihoods import Discrete
 from fastvq.training import metrics
 from fastvq.training.jitter import Jitter, jittered
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 SPLITS = Splits._fields
 _TENSORS = ("grids", "labels", "split")
 _KEYS = (
@@ -29,7 +29,7 @@ _KEYS = (
     "labels",
     "split",
     "classes",
-    "codebook_size",
+    "codebook_sizes",
     "codebooks",
     "kind",
     "size",
@@ -48,7 +48,7 @@ class Codes:
         labels: int64 ``[N]``, -1 for none.
         split: for each example its position in ``("train", "validation", "test")``, int64 ``[N]``.
         classes: names of the classes, empty without labels.
-        codebook_size: K of the model.
+        codebook_sizes: K of each level, the top first.
         codebooks: G of the model.
         kind: of the data, see `fastvq.data.ExampleSet`.
         size: of the data along its axes, without padding.
@@ -60,7 +60,7 @@ class Codes:
     labels: Tensor
     split: Tensor
     classes: tuple[str, ...]
-    codebook_size: int
+    codebook_sizes: tuple[int, ...]
     codebooks: int
     kind: str
     size: tuple[int, ...]
@@ -70,19 +70,24 @@ class Codes:
     def __post_init__(self) -> None:
         if not self.grids:
             raise ValueError("grids must hold at least one level, got none")
+        if len(self.codebook_sizes) != len(self.grids):
+            raise ValueError(
+                f"codebook_sizes must have {len(self.grids)} levels as grids has, "
+                f"got {len(self.codebook_sizes)}"
+            )
         if self.labels.ndim != 1 or self.split.shape != self.labels.shape:
             raise ValueError(
                 f"labels and split must be [N], one per example, "
                 f"got {_checks.shape(self.labels)} and {_checks.shape(self.split)}"
             )
         axes = len(self.size) + (self.codebooks > 1)
-        for level, grid in enumerate(self.grids):
+        for level, (grid, size) in enumerate(zip(self.grids, self.codebook_sizes, strict=True)):
             if grid.ndim != 1 + axes or len(grid) != len(self.labels) or not len(grid):
                 raise ValueError(
                     f"codes of level {level} must be [N, ...] with {axes} axes more and "
                     f"N = {len(self.labels)}, at least 1, got {_checks.shape(grid)}"
                 )
-            _check_range(f"codes of level {level}", grid, 0, self.codebook_size)
+            _check_range(f"codes of level {level}", grid, 0, size)
         _check_range("labels", self.labels, *((0, len(self.classes)) if self.classes else (-1, 0)))
         _check_range("split", self.split, 0, len(SPLITS))
 
@@ -124,7 +129,7 @@ class Codes:
                 labels=self.labels.numpy(),
                 split=np.asarray(SPLITS)[self.split.numpy()],
                 classes=np.asarray(self.classes, dtype=np.str_),
-                codebook_size=np.asarray(self.codebook_size),
+                codebook_sizes=np.asarray(self.codebook_sizes),
                 codebooks=np.asarray(self.codebooks),
                 kind=np.asarray(self.kind),
                 size=np.asarray(self.size),
@@ -150,7 +155,7 @@ class Codes:
                 labels=torch.from_numpy(arrays["labels"]).long(),
                 split=torch.tensor([names[name] for name in arrays["split"].tolist()]),
                 classes=tuple(arrays["classes"].tolist()),
-                codebook_size=int(arrays["codebook_size"]),
+                codebook_sizes=tuple(arrays["codebook_sizes"].tolist()),
                 codebooks=int(arrays["codebooks"]),
                 kind=str(arrays["kind"]),
                 size=tuple(arrays["size"].tolist()),
@@ -234,7 +239,7 @@ def encode_splits(
         labels=torch.cat([part.labels for _, part in labelled]),
         split=torch.cat([torch.full((len(part),), index) for index, part in labelled]),
         classes=splits.train.classes,
-        codebook_size=model.config.codebook_size,
+        codebook_sizes=model.codebook_sizes,
         codebooks=model.config.codebooks,
         kind=splits.train.kind,
         size=splits.train.size,

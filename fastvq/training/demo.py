@@ -89,7 +89,7 @@ def _run(
     report(f"prior on their codes, at most {prior_steps} steps")
     # with so many moved copies the prior needs less dropout than its defaults give
     prior_model = GatedPixelCNNConfig(
-        codes.codebook_size, codes.num_classes, dropout=0.1, code_dropout=0.1
+        codes.codebook_sizes[0], codes.num_classes, dropout=0.1, code_dropout=0.1
     )
     prior_training = replace(PRIOR_TRAINING, seed=seed, steps=prior_steps)
     trained = train_prior(codes, prior_model, prior_training, run / PRIOR_FOLDER, report=report)
@@ -115,7 +115,7 @@ def table(found: dict[str, Any]) -> str:
     rows = (
         ("test MSE, pixels in [0, 1]", f"{found['test_mse']:.5f}  ({found['psnr']:.1f} dB)"),
         ("bits per image", f"{bits['nominal']:.0f} nominal, {bits['prior']:.1f} under the prior"),
-        ("codes used", f"{level['codes_used']} of {found['codebook_size']}, "
+        ("codes used", f"{level['codes_used']} of {level['codebook_size']}, "
          f"perplexity {level['perplexity']:.1f}"),
         ("prior, bits per code", f"{level['bits_per_code']['prior']:.3f}, against "
          f"{level['bits_per_code']['per_position']:.3f} by position alone"),

@@ -42,9 +42,10 @@ def evaluate(
         - ``bits_per_dim`` for a discrete likelihood: ``reconstruction`` alone, and with the bits of
           the codes added ``nominal`` and, where every level has one, ``prior``: bounds from above
           on ``-log2 p(x)`` per value;
-        - ``levels``, the top first: ``grid``, ``perplexity``, ``codes_used``, ``largest_share``
-          and bits per code, ``order0``, ``per_position`` and, where there is one, ``prior``;
-        - ``codebook_size``, ``examples``, ``split``.
+        - ``levels``, the top first: ``grid``, ``codebook_size``, ``perplexity``, ``codes_used``,
+          ``largest_share`` and bits per code, ``order0``, ``per_position`` and, where there is one,
+          ``prior``;
+        - ``examples``, ``split``.
 
     Raises:
         ValueError: the split is empty, or a prior is of another model or has other classes.
@@ -60,20 +61,22 @@ def evaluate(
     levels = [
         {
             "grid": list(grid.shape[1:]),
+            "codebook_size": size,
             **use._asdict(),
             "bits_per_code": {
-                "order0": metrics.order0_bits(grid, found.codebook_size, model.config.codebooks),
-                "per_position": per_position_bits(flattened, found.codebook_size),
+                "order0": metrics.order0_bits(grid, size, model.config.codebooks),
+                "per_position": per_position_bits(flattened, size),
             }
             | ({"prior": priced[level]} if level in priced else {}),
         }
-        for level, (grid, flattened, use) in enumerate(zip(grids, codes, found.use, strict=True))
+        for level, (grid, flattened, use, size) in enumerate(
+            zip(grids, codes, found.use, found.codebook_sizes, strict=True)
+        )
     ]
     bits = _of_example(levels, found, complete=len(priced) == len(levels))
     document = {
         "split": split,
         "examples": found.examples,
-        "codebook_size": found.codebook_size,
         "mse": found.mse,
         "psnr": found.psnr,
         "nmse": None if found.mse is None else found.mse / metrics.variance(splits.train),

@@ -103,7 +103,7 @@ def codebook_images(model: Coder) -> Tensor:
     Returns:
         ``[K, C, H, W]`` in [0, 1].
     """
-    codes = torch.arange(model.config.codebook_size)[:, None, None].expand(-1, 3, 3)
+    codes = torch.arange(model.codebook_sizes[0])[:, None, None].expand(-1, 3, 3)
     height, width = model.level_strides[0]
     return metrics.decode(model, (codes,))[..., height : 2 * height, width : 2 * width]
 

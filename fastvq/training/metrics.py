@@ -49,7 +49,7 @@ class Reconstruction(NamedTuple):
         bits_per_example: nominal, codes times log2 K.
         bits_per_pixel: that over the pixels of an image or a clip, or the samples of a signal.
         use: of the codes of each level, the top first.
-        codebook_size: K.
+        codebook_sizes: K of each level, the top first.
         examples: examples measured.
     """
 
@@ -60,7 +60,7 @@ class Reconstruction(NamedTuple):
     bits_per_example: float
     bits_per_pixel: float
     use: tuple[Use, ...]
-    codebook_size: int
+    codebook_sizes: tuple[int, ...]
     examples: int
 
 
@@ -90,7 +90,7 @@ def evaluate_reconstruction(model: Coder, examples: ExampleSet) -> Reconstructio
         model: on any device.
         examples: padded to multiples of the model's stride.
     """
-    config, parts = model.config, []
+    parts, sizes = [], model.codebook_sizes
     squared = nats = 0.0
     for positions, batch in batches(examples):
         found = _measured(model, batch, examples, positions)
@@ -108,8 +108,11 @@ def evaluate_reconstruction(model: Coder, examples: ExampleSet) -> Reconstructio
         None if reconstruction is None else reconstruction + bits / (examples.channels * pixels),
         bits,
         bits / pixels,
-        tuple(use(grid, config.codebook_size, config.codebooks) for grid in joined(parts)),
-        codebook_size=config.codebook_size,
+        tuple(
+            use(grid, size, model.config.codebooks)
+            for grid, size in zip(joined(parts), sizes, strict=True)
+        ),
+        codebook_sizes=sizes,
         examples=len(examples),
     )
 

@@ -154,14 +154,14 @@ class _Task:
         return values
 
     def _warn(self, found: metrics.Reconstruction) -> None:
-        for level, use in enumerate(found.use):
+        for level, (use, size) in enumerate(zip(found.use, found.codebook_sizes, strict=True)):
             if (
-                use.perplexity < _COLLAPSED_PERPLEXITY < found.codebook_size
+                use.perplexity < _COLLAPSED_PERPLEXITY < size
                 or use.largest_share > _COLLAPSED_SHARE
             ):
                 which = f" of level {level}" if len(found.use) > 1 else ""
                 self._report(
                     f"warning: the codebook{which} has collapsed: perplexity "
-                    f"{use.perplexity:.2f} of {found.codebook_size}, one code takes "
+                    f"{use.perplexity:.2f} of {size}, one code takes "
                     f"{use.largest_share:.0%}"
                 )

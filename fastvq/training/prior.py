@@ -80,17 +80,19 @@ def prior_config_for(
     """The config of a prior over the codes of a level: what they decide, then what is given.
 
     Args:
-        codes: decide the codebook size, the classes and the levels above.
+        codes: decide the codebook sizes, the classes and the levels above.
         level: 0 the top.
         kind: one of `fastvq.priors.KINDS`, by default by the axes of the grid.
         values: fields of its config.
         above: fields of the `LevelContextConfig` of a lower level.
 
     Raises:
-        ValueError, TypeError: an unknown kind or field, or a value that a config refuses.
+        ValueError, TypeError: no such level, an unknown kind or field, or a value that a config
+            refuses.
     """
+    axes = codes.level(level).ndim - 1
     decided: dict[str, Any] = {
-        "codebook_size": codes.codebook_size,
+        "codebook_size": codes.codebook_sizes[level],
         "num_classes": codes.num_classes,
     }
     if level > 0:
@@ -100,10 +102,7 @@ def prior_config_for(
     prior = priors.config_for(kind or default_kind(codes), decided | dict(values or {}))
     if level == 0:
         return prior
-    seen = {
-        "codebook_sizes": (codes.codebook_size,) * level,
-        "grid_dims": codes.level(level).ndim - 1,
-    }
+    seen = {"codebook_sizes": codes.codebook_sizes[:level], "grid_dims": axes}
     context = _config.from_dict(LevelContextConfig, seen | dict(above or {}), where="above")
     return LevelPriorConfig(prior, context)
 
@@ -128,8 +127,8 @@ def train_prior(
     Args:
         codes: of all three splits.
         model: the prior, that of a level below the top a `LevelPriorConfig` with all levels above;
-            ``codebook_size`` must be that of the codes, ``num_classes`` that of the codes, or
-            ``None`` for an unconditional prior.
+            the codebook size of each must be that of the codes, ``num_classes`` that of the codes,
+            or ``None`` for an unconditional prior.
         training: how it is trained.
         out: folder of the run; takes a copy of the codes beside ``run.json``, ``metrics.jsonl``
             and ``checkpoints/``.
@@ -259,10 +258,11 @@ def _check(codes: Codes, model: PriorConfig | LevelPriorConfig, level: int) -> N
             f"the prior of grids with {axes} axes must be for such grids, got {kind.__name__}, "
             f"which is for {kind.grid_dims}"
         )
-    for size in (model.codebook_size, *sizes):
-        if size != codes.codebook_size:
+    for each, size in enumerate((*sizes, model.codebook_size)):
+        if size != codes.codebook_sizes[each]:
             raise ValueError(
-                f"codebook_size must be {codes.codebook_size}, that of the codes, got {size}"
+                f"codebook_size of level {each} must be {codes.codebook_sizes[each]}, that of the "
+                f"codes, got {size}"
             )
     if model.num_classes is not None and model.num_classes != codes.num_classes:
         raise ValueError(

@@ -144,7 +144,7 @@ def test_a_hierarchy_by_commands(tmp_path, command):
     assert [len(level["bits_per_code"]) for level in json.loads(out)["levels"]] == [3, 3]
     assert command("sample", run, "-n1", "--class=3", "--out", tmp_path / "s.png")[0] == 0
     status, out, _ = command("encode", run, "--out", tmp_path / "c.npz")
-    assert out.endswith("1797 grids of 2x2 and 4x4 codes, K = 16\n")
+    assert out.endswith("1797 grids of 2x2 and 4x4 codes, K = 16 and 16\n")
     status, _, err = command("train-prior", run, "--resume")
     assert (status, "train the next" in err) == (0, False)
     status, _, err = command("train-prior", run, "--level=0", *above, "--out", tmp_path / "x")
@@ -201,7 +201,8 @@ def test_the_demo(tmp_path, command):
     assert "test MSE" in out
     assert "step 8/8" in err
     report = json.loads((tmp_path / "report.json").read_text())
-    assert {"test_mse", "psnr", "codebook_size", "seconds", "backend"} <= report.keys()
+    assert {"test_mse", "psnr", "seconds", "backend"} <= report.keys()
+    assert f"{report['levels'][0]['codes_used']} of 64, perplexity" in out
     assert report["bits"]["nominal"] == 96
     assert report["bits"]["prior"] > 0
     for name in ("reconstructions", "samples", "codebook", "curves"):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The hierarchy of a VQ-VAE-2: order, shapes, what flows where."""
 
+import json
+
 import pytest
 import torch
 
@@ -23,6 +25,43 @@ def test_three_levels_from_the_top_down():
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("quantizer", ["vq", "vq-grouped", "residual", "lfq", "bsq", "simvq"])
+def test_each_level_has_a_codebook_of_its_own_size(tmp_path, quantizer):
+    sizes = {"codebook_size": 64, "codebook_sizes": (32, 4)}
+    model = started(make("VQVAE2", quantizer, **sizes), 8, 8).eval()
+    assert model.codebook_sizes == (4, 32)
+    # G log2 K of 2x2 positions at the top and of 4x4 below
+    books = model.config.codebooks
+    assert model.nominal_bits(8, 8) == books * (4 * 2 + 16 * 5)
+    x = batch(model, 8, 8)
+    grids = model.encode(x)
+    for level, size in enumerate(model.codebook_sizes):
+        assert grids[level].max() < size
+        # the largest code is one of the level's, the next is none
+        edge = [torch.zeros_like(grid) for grid in grids]
+        edge[level] += size - 1
+        model.decode(tuple(edge))
+        edge[level] += 1
+        with pytest.raises(IndexError, match=f"K = {size}"):
+            model.decode(tuple(edge))
+    model.save_pretrained(tmp_path)
+    loaded = VQVAE2.from_pretrained(tmp_path)
+    assert loaded.config == model.config
+    assert torch.equal(loaded.reconstruct(x), model.reconstruct(x))
+
+
+def test_a_model_saved_without_sizes_of_its_levels_loads(tmp_path):
+    model = make("VQVAE2")
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    document = json.loads(path.read_text())
+    del document["config"]["codebook_sizes"]
+    path.write_text(json.dumps(document))
+    loaded = VQVAE2.from_pretrained(tmp_path)
+    assert loaded.config == model.config
+    assert loaded.codebook_sizes == (16, 16)
 
 
 def pictures(examples=16):
@@ -151,6 +190,22 @@ def test_a_list_is_no_tuple():
         ({"strides": ((2,), (1,))}, r"got \[1\]"),
         ({"time_strides": ((1,),), "spatial_dims": 3}, "time_strides must have 2 levels"),
         ({"time_strides": ((1, 1), (1,))}, "must be None unless spatial_dims is 3"),
+        ({"codebook_sizes": (8, 8, 8)}, "codebook_sizes must have 2 levels as strides has, got 3"),
+        ({"codebook_sizes": (8, 0)}, "each of codebook_sizes must be at least 1, got 0"),
+        (
+            {"codebook_sizes": (8, 4), "codebook_size": 8},
+            "codebook_size must be left at 64 where codebook_sizes is given, got 8",
+        ),
+        (
+            {
+                "codebook_sizes": (25, 25),
+                "quantizer": "fsq",
+                "fsq_levels": (5, 5),
+                "codebook_size": 25,
+            },
+            r"codebook_sizes must be None for quantizer 'fsq', got \(25, 25\)",
+        ),
+        ({"codebook_sizes": (8, 6), "quantizer": "lfq"}, "the next one is 8"),
     ],
 )
 def test_refused_configs(options, message):

@@ -21,7 +21,11 @@ def test_encoded_saved_loaded_and_decoded_everything_is_the_same(tmp_path, run, 
     assert torch.equal(loaded.labels, codes.labels)
     assert torch.equal(loaded.split, codes.split)
     assert loaded.classes == codes.classes == tuple("0123456789")
-    assert (loaded.codebook_size, loaded.size, loaded.grids[0].shape[1:]) == (16, (8, 8), (4, 4))
+    assert (loaded.codebook_sizes, loaded.size, loaded.grids[0].shape[1:]) == (
+        (16,),
+        (8, 8),
+        (4, 4),
+    )
     again = training.load_model(run)
     images = training.decode_codes(again, loaded)
     assert torch.equal(images, training.decode_codes(model, codes))
@@ -92,12 +96,12 @@ def test_the_fingerprint_sees_every_bit_and_nothing_else(model):
 
 def write(path, **changes):
     arrays = {
-        "format_version": np.asarray(2),
+        "format_version": np.asarray(3),
         "codes_0": np.zeros((2, 3, 3), np.int32),
         "labels": np.array([-1, -1]),
         "split": np.array(["train", "test"]),
         "classes": np.array([], np.str_),
-        "codebook_size": np.asarray(4),
+        "codebook_sizes": np.array([4]),
         "codebooks": np.asarray(1),
         "kind": np.asarray("image"),
         "size": np.array([6, 6]),
@@ -115,7 +119,19 @@ def write(path, **changes):
         ({"codes_0": np.full((2, 3, 3), -1)}, r"codes of level 0 must be in \[0, 4\), got -1"),
         ({"codes_0": np.zeros((2, 3))}, r"codes of level 0 must be \[N, .*2 axes.*got \[2, 3\]"),
         ({"codes_0": np.zeros((0, 3, 3))}, r"N = 2, at least 1, got \[0, 3, 3\]"),
-        ({"codes_1": np.zeros((3, 3, 3))}, r"codes of level 1 must be .* N = 2.*got \[3, 3, 3\]"),
+        (
+            {"codes_1": np.zeros((3, 3, 3)), "codebook_sizes": np.array([4, 2])},
+            r"codes of level 1 must be .* N = 2.*got \[3, 3, 3\]",
+        ),
+        # each level has a size of its own
+        (
+            {"codes_1": np.full((2, 6, 6), 3), "codebook_sizes": np.array([4, 2])},
+            r"codes of level 1 must be in \[0, 2\), got 3",
+        ),
+        (
+            {"codes_1": np.zeros((2, 6, 6))},
+            "codebook_sizes must have 2 levels as grids has, got 1",
+        ),
         (
             {"labels": np.array([[0, 0]])},
             r"labels and split must be \[N\].* got \[1, 2\] and \[2\]",
@@ -123,8 +139,11 @@ def write(path, **changes):
         ({"labels": np.array([0, 1])}, r"labels must be in \[-1, 0\), got 1"),
         ({"classes": np.array(["a"])}, r"labels must be in \[0, 1\), got -1"),
         ({"split": np.array(["train", "tests"])}, "not a file of codes: 'tests'"),
-        ({"format_version": np.asarray(3)}, "format_version must be 2, got 3"),
-        ({"format_version": np.asarray(3), "rate": None}, "format_version must be 2, got 3"),
+        ({"format_version": np.asarray(4)}, "format_version must be 3, got 4"),
+        (
+            {"format_version": np.asarray(2), "codebook_sizes": None},
+            "format_version must be 3, got 2",
+        ),
         ({"fingerprint": None}, "not a file of codes: it lacks fingerprint"),
         ({"codes_0": np.array([{}, {}])}, r"not a whole \.npz file of codes"),
     ],

@@ -87,23 +87,25 @@ def spied(function, calls):
 
 
 def test_a_hierarchy_with_a_prior_for_each_level(tmp_path, monkeypatch):
-    """Two levels, the lower prior told of the upper codes; resumed, saved, evaluated, sampled."""
-    model = trained(tmp_path, DataConfig(), "vqvae2", strides=((2,), (2,)), **SMALL)
+    """Two levels of 4 codes and 8, the lower prior told of the upper codes: all that is done."""
+    sizes = {"codebook_size": 64, "codebook_sizes": (8, 4)}
+    model = trained(tmp_path, DataConfig(), "vqvae2", strides=((2,), (2,)), **(SMALL | sizes))
     assert isinstance(model, VQVAE2)
     kinds = [("pixelsnail", {"channels": 8, "blocks": 1}), ("gated_pixelcnn", {"channels": 8})]
     priors, codes, splits = priors_of(tmp_path, model, kinds)
     assert [grid.shape[1:] for grid in codes.grids] == [(2, 2), (4, 4)]
+    assert codes.codebook_sizes == (4, 8)
     codes.save(tmp_path / "codes.npz")
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(Codes.load(tmp_path / "codes.npz").grids, codes.grids, strict=True)
-    )
+    assert codes.is_same(Codes.load(tmp_path / "codes.npz"))
+    lower = priors[1].prior.config
+    assert (lower.codebook_size, lower.above.codebook_sizes) == (8, (4,))
 
     found = training.evaluate(model, splits, priors=priors)
     assert [level["grid"] for level in found["levels"]] == [[2, 2], [4, 4]]
+    assert [level["codebook_size"] for level in found["levels"]] == [4, 8]
     top, bottom = (level["bits_per_code"]["prior"] for level in found["levels"])
     assert found["bits"]["prior"] == pytest.approx(4 * top + 16 * bottom)
-    assert found["bits"]["nominal"] == 20 * 3
+    assert found["bits"]["nominal"] == 4 * 2 + 16 * 3
     partly = training.evaluate(model, splits, priors=priors[:1])
     assert "prior" not in partly["bits"]
     assert [len(level["bits_per_code"]) for level in partly["levels"]] == [3, 2]
@@ -111,7 +113,7 @@ def test_a_hierarchy_with_a_prior_for_each_level(tmp_path, monkeypatch):
     rows = codes.part("test")
     labels = codes.labels[rows]
     grids = tuple(grid[rows] for grid in codes.grids)
-    other = ((grids[0] + torch.randint(1, 8, grids[0].shape)) % 8, grids[1])
+    other = ((grids[0] + torch.randint(1, 4, grids[0].shape)) % 4, grids[1])
     bits = [training.prior_bits(priors[1].prior, 1, each, labels) for each in (grids, other)]
     assert bits[0] != bits[1]
 
@@ -133,6 +135,11 @@ def test_a_hierarchy_with_a_prior_for_each_level(tmp_path, monkeypatch):
         ValueError, match="prior of level 1 must be given the 1 levels above, got 0"
     ):
         training.train_prior(codes, priors[0].prior.config, PRIOR_TRAINING, tmp_path / "x", level=1)
+    wrong = dataclasses.replace(lower, above=dataclasses.replace(lower.above, codebook_sizes=(8,)))
+    with pytest.raises(ValueError, match=r"codebook_size of level 0 must be 4, .* got 8"):
+        training.train_prior(codes, wrong, PRIOR_TRAINING, tmp_path / "x", level=1)
+    with pytest.raises(ValueError, match=r"level must be in \[0, 2\), got 2"):
+        training.prior_config_for(codes, 2)
     others = priors[1]._replace(classes=tuple("abcdefghij"))
     with pytest.raises(ValueError, match="priors must have the same classes"):
         training.sample_examples(model, [priors[0], others], 1)

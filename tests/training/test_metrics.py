@@ -47,7 +47,7 @@ def test_the_error_is_of_clamped_pixels_over_the_whole_split(model):
     assert found.psnr == metrics.psnr(found.mse)
     assert found.bits_per_example == 16 * math.log2(16)
     assert found.bits_per_pixel == 1.0
-    assert (found.codebook_size, found.examples) == (16, 360)
+    assert (found.codebook_sizes, found.examples) == ((16,), 360)
     assert found.use[0].codes_used == len(indices.unique())
 
 

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 
 from fastvq import training
 from fastvq.data import DataConfig
-from fastvq.models import VQVAE
+from fastvq.models import VQVAE, VQVAE2Config
 from fastvq.priors import GatedPixelCNNConfig
-from fastvq.training import checkpoints, engine
+from fastvq.training import checkpoints, engine, runs
 
 from .conftest import MODEL, TRAINING, silent
 
@@ -135,7 +135,7 @@ def test_other_settings_are_no_resumption(run, codes, tmp_path):
     (grid,) = codes.grids
     for change in (
         {"grids": (grid.flip(0),)},
-        {"grids": (grid, grid)},
+        {"grids": (grid, grid), "codebook_sizes": (16, 16)},
         {"labels": codes.labels.flip(0)},
         {"split": codes.split.flip(0)},
         {"fingerprint": "0" * 64},
@@ -145,6 +145,18 @@ def test_other_settings_are_no_resumption(run, codes, tmp_path):
             training.train_prior(
                 others, PRIOR, PRIOR_TRAINING, tmp_path, resume=True, report=silent
             )
+
+
+def test_a_run_older_than_a_setting_goes_on(tmp_path):
+    config = VQVAE2Config()
+    settings = runs.model_settings(DataConfig(), config, TRAINING)
+    runs.create(tmp_path, settings, resume=False)
+    path = tmp_path / runs.RUN_NAME
+    document = json.loads(path.read_text())
+    del document["model"]["codebook_sizes"]
+    path.write_text(json.dumps(document))
+    assert runs.model_config(tmp_path) == config
+    runs.check(tmp_path, settings, resume=True)
 
 
 def test_what_a_full_disk_leaves_can_be_gone_on_with(tmp_path, codes, monkeypatch):

@@ -11,7 +11,7 @@ from fastvq import data, training
 from fastvq.data import DataConfig
 from fastvq.models import VQVAE
 from fastvq.priors import GatedPixelCNNConfig, WaveNetConfig, entropy_bits
-from fastvq.training import models
+from fastvq.training import metrics, models
 from fastvq.training import prior as priors
 
 from .conftest import MODEL, TRAINING, silent
@@ -89,7 +89,7 @@ def test_evaluation_of_both(run, model, prior):
     assert found["examples"] == 360
     assert found["mse"] > 0
     (level,) = found["levels"]
-    assert level["grid"] == [4, 4]
+    assert (level["grid"], level["codebook_size"]) == ([4, 4], 16)
     per_code = level["bits_per_code"]
     assert per_code["prior"] < per_code["order0"] < math.log2(16)
     assert per_code["per_position"] < per_code["order0"]
@@ -127,6 +127,17 @@ def test_a_collapsed_codebook_is_announced(tmp_path, monkeypatch, share, perplex
     assert lines[0].startswith("warning: the codebook has collapsed: perplexity")
 
 
+def test_each_level_is_judged_by_its_own_size():
+    lines = []
+    task = models._Task(VQVAE(MODEL), data.digits(), training.Jitter(), lines.append)
+    use = metrics.Use(perplexity=1.2, codes_used=2, largest_share=0.8)
+    measured = metrics.Reconstruction(None, None, None, None, 0, 0, (use, use), (1, 32), 1)
+    task._warn(measured)
+    assert lines == [
+        "warning: the codebook of level 1 has collapsed: perplexity 1.20 of 32, one code takes 80%"
+    ]
+
+
 def refused(error, message, tmp_path, function, *arguments):
     with pytest.raises(error, match=message):
         function(*arguments, tmp_path / "x", report=silent)
@@ -146,9 +157,7 @@ def test_refused_before_anything_is_written(tmp_path, codes):
 
     settings = training.PriorTraining(steps=2)
     larger = dataclasses.replace(PRIOR, codebook_size=32)
-    refused(
-        ValueError, "codebook_size must be 16.*got 32", tmp_path, prior, codes, larger, settings
-    )
+    refused(ValueError, "level 0 must be 16, .*got 32", tmp_path, prior, codes, larger, settings)
     fewer = dataclasses.replace(PRIOR, num_classes=9)
     refused(ValueError, "num_classes must be 10.*got 9", tmp_path, prior, codes, fewer, settings)
     line = WaveNetConfig(codebook_size=16, channels=8, layers=1)
