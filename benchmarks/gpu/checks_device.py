@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -18,7 +19,7 @@ from benchmarks.gpu.running import Skip, Work
 from benchmarks.gpu.setting import Setting, runs
 from benchmarks.gpu.wrong import wrong_share
 from benchmarks.measure import peak_device_bytes
-from fastvq import testing
+from fastvq import priors, testing
 from fastvq.ops import nearest, quantize, residual, statistics
 
 # bytes that an op may take beyond its inputs: for each row, for each row's channels where the op
@@ -45,6 +46,7 @@ def works(setting: Setting) -> Iterator[Work]:
         }
         for name, run in checks.items():
             yield Work(f"{backend}: {name}", partial(setting.on, backend, partial(run, setting)))
+    yield Work("graphed sampling equals plain sampling", partial(_sampling, setting))
     for tool in TOOLS:
         yield Work(f"compute-sanitizer {tool}", partial(_sanitizer, setting, tool))
 
@@ -177,6 +179,26 @@ def _step(setting: Setting) -> None:
         results.append((quantizer.codebook.detach(), rows.grad))
     for mine, wanted in zip(*results, strict=True):
         testing.assert_within(mine, wanted.double(), 1e-5 * (wanted.double().abs() + 1))
+
+
+def _sampling(setting: Setting) -> dict[str, float | None]:
+    """A prior's cached steps replayed from a graph: the same codes, and how long either takes."""
+    _needs_cuda(setting)
+    pixelcnn = priors.GatedPixelCNN(priors.GatedPixelCNNConfig(512, channels=64, layers=12))
+    wavenet = priors.WaveNet(priors.WaveNetConfig(256))
+    figures: dict[str, float | None] = {}
+    for prior, shape in ((pixelcnn, (16, 16)), (wavenet, (1024 + 7,))):
+        prior.to(setting.device).eval()
+        uniforms = torch.rand(16, *shape, dtype=torch.float64, device=setting.device)
+        drawn = []
+        for name, graph in (("plain", False), ("graph", True)):
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            drawn.append(priors.sample_from(prior, uniforms, graph=graph))
+            torch.cuda.synchronize()
+            figures[f"{type(prior).__name__}_{name}_ms"] = 1e3 * (time.perf_counter() - start)
+        assert torch.equal(*drawn), f"{type(prior).__name__}: the graph draws other codes"
+    return figures
 
 
 def _sanitizer(setting: Setting, tool: str) -> None:

@@ -4,26 +4,52 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from fastvq import _checks
-from fastvq.nn import BSQ, EMA, FSQ, LFQ, Gradient, ResidualVQ, SimVQ, VectorQuantizer
+from fastvq.nn import (
+    BSQ,
+    EMA,
+    FSQ,
+    IBQ,
+    LFQ,
+    Gradient,
+    GroupedResidualVQ,
+    GumbelVQ,
+    ProjectedResidualVQ,
+    QINCo,
+    Quantized,
+    ResidualFSQ,
+    ResidualLFQ,
+    ResidualSimVQ,
+    ResidualVQ,
+    SimVQ,
+    VectorQuantizer,
+)
 
 # vectors in, `Quantized` out; `encode` and `decode` are its halves
-Quantizer = VectorQuantizer | ResidualVQ | FSQ | LFQ | SimVQ
+Quantizer = (
+    VectorQuantizer
+    | ResidualVQ
+    | GroupedResidualVQ
+    | ProjectedResidualVQ
+    | QINCo
+    | SimVQ
+    | ResidualSimVQ
+    | FSQ
+    | ResidualFSQ
+    | LFQ
+    | ResidualLFQ
+    | IBQ
+    | GumbelVQ
+)
 
-QUANTIZERS = ("vq", "residual", "fsq", "lfq", "bsq", "simvq")
 LEARNING = ("ema", "gradient")
-# the settings that say how codes are kept and learned, and the quantizers that have them
-_USED_BY = {
-    "codebook_dim": ("vq", "residual", "simvq"),
-    "fsq_levels": ("fsq",),
-    "learning": ("vq", "residual"),
-    "decay": ("vq", "residual"),
-    "commitment_weight": ("vq", "residual", "lfq", "bsq", "simvq"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,81 +66,100 @@ class QuantizerConfig:
     factor is nothing.
 
     Attributes:
-        quantizer: ``"vq"`` (`VectorQuantizer`), ``"residual"`` (`ResidualVQ`), ``"fsq"``,
-            ``"lfq"``, ``"bsq"`` or ``"simvq"``.
-        codebook_size: codes K, of each codebook; a power of two for ``lfq`` and ``bsq``, the
-            product of its levels for ``fsq``.
+        quantizer: ``"vq"`` (`VectorQuantizer`), ``"residual"`` (`ResidualVQ`),
+            ``"grouped_residual"``, ``"projected_residual"``, ``"qinco"``, ``"simvq"``,
+            ``"residual_simvq"``, ``"fsq"``, ``"residual_fsq"``, ``"lfq"``, ``"residual_lfq"``,
+            ``"bsq"``, ``"ibq"`` or ``"gumbel"``. What the config does not set is as the class has
+            it. `MultiScaleVQ` is none of them: its codes are grids of many sizes.
+        codebook_size: codes K, of each codebook; a power of two for ``lfq``, ``residual_lfq`` and
+            ``bsq``, the product of its levels for ``fsq`` and ``residual_fsq``.
         codebooks: G, codes of a position: for ``vq`` the D channels are split into G parts, each
-            with a codebook of its own (the paper's CIFAR-10 model has 10); for ``residual`` the
-            levels, at least 2; for others 1.
-        codebook_dim: channels D that are quantized, a multiple of G for ``vq``; 16 unless given.
-            ``fsq`` has one for each level, ``lfq`` and ``bsq`` one for each bit.
-        fsq_levels: levels of each channel of ``fsq``.
-        learning: how codebooks follow the encoder: ``"ema"`` (the default, appendix A.1 of the
-            paper) or ``"gradient"`` (its equation 3).
+            with a codebook of its own (the paper's CIFAR-10 model has 10); for ``qinco`` and all
+            that are residual the levels, at least 2, of all groups together; for others 1.
+        codebook_dim: channels D that are quantized, a multiple of G for ``vq`` and of the groups
+            for ``grouped_residual``; 16 unless given. ``fsq`` and ``residual_fsq`` have one for
+            each of ``fsq_levels``, ``lfq``, ``residual_lfq`` and ``bsq`` one for each bit.
+        projected_dim: channels in which each level of ``projected_residual`` searches, 8 unless
+            given.
+        groups: parts of the channels of ``grouped_residual``, each with G / groups levels. The
+            indices are those of the first part, then those of the next.
+        fsq_levels: levels of each channel of ``fsq``, of each quantizer of ``residual_fsq``.
+        learning: how codebooks follow the encoder: ``"ema"`` (appendix A.1 of the paper) or
+            ``"gradient"`` (its equation 3). Unless given, or told by ``decay``, it is ``"ema"``,
+            and for ``projected_residual`` ``"gradient"``.
         decay: of the moving averages of ``"ema"``, 0.99 unless given.
-        commitment_weight: :math:`\beta`; unless given 0.25, and 0.02 for ``lfq`` and ``bsq``.
+        commitment_weight: :math:`\beta`; unless given 0.25, 0.02 for ``lfq``, ``residual_lfq``
+            and ``bsq``, and 1 for ``ibq``.
+        gradient: how the gradient of the output reaches the encoder: ``"straight_through"`` (the
+            default) or ``"rotation"``, of ``vq``, ``simvq``, ``residual``, ``grouped_residual`` and
+            ``projected_residual``; or ``"diveq"``, of ``vq`` and ``projected_residual`` where they
+            learn by ``"gradient"``, and of ``simvq``.
     """
 
     quantizer: str = "vq"
     codebook_size: int = 64
     codebooks: int = 1
     codebook_dim: int | None = None
+    projected_dim: int | None = None
+    groups: int | None = None
     fsq_levels: tuple[int, ...] | None = None
     learning: str | None = None
     decay: float | None = None
     commitment_weight: float | None = None
+    gradient: str | None = None
 
     def __post_init__(self) -> None:
         _checks.one_of("quantizer", self.quantizer, QUANTIZERS)
         for name in ("codebook_size", "codebooks"):
             _checks.positive(name, getattr(self, name))
-        if self.codebook_dim is not None:
-            _checks.positive("codebook_dim", self.codebook_dim)
+        for name in ("codebook_dim", "projected_dim", "groups"):
+            if getattr(self, name) is not None:
+                _checks.positive(name, getattr(self, name))
         if self.learning is not None:
             _checks.one_of("learning", self.learning, LEARNING)
-        for name, users in _USED_BY.items():
-            value = getattr(self, name)
-            if value is not None and self.quantizer not in users:
-                raise ValueError(
-                    f"{name} must be None for quantizer {self.quantizer!r}, got {value!r}"
-                )
-        if self.learning == "gradient" and self.decay is not None:
-            raise ValueError(f"decay must be None for learning 'gradient', got {self.decay}")
+        self._check_settings()
         self._check_codes()
         # its own checks, without memory or random numbers
         with torch.device("meta"):
             make_quantizer(self)
 
-    def _check_codes(self) -> None:
-        if self.quantizer == "residual" and self.codebooks < 2:
-            raise ValueError(
-                f"codebooks must be at least 2 for quantizer 'residual', got {self.codebooks}"
-            )
-        if self.quantizer not in ("vq", "residual") and self.codebooks != 1:
-            raise ValueError(
-                f"codebooks must be 1 for quantizer {self.quantizer!r}, got {self.codebooks}"
-            )
-        if self.quantizer == "vq" and self.code_channels % self.codebooks:
-            raise ValueError(
-                f"codebook_dim must be a multiple of codebooks = {self.codebooks}, "
-                f"got {self.code_channels}"
-            )
-        if self.quantizer == "fsq":
-            if self.fsq_levels is None:
-                raise ValueError("fsq_levels must be given for quantizer 'fsq', got None")
-            if self.codebook_size != math.prod(self.fsq_levels):
+    def _check_settings(self) -> None:
+        taken = _OFFERS[self.quantizer].settings
+        for name in _SETTINGS:
+            value = getattr(self, name)
+            if value is not None and name not in taken:
                 raise ValueError(
-                    f"codebook_size must be {math.prod(self.fsq_levels)}, the product of "
-                    f"fsq_levels, got {self.codebook_size}"
+                    f"{name} must be None for quantizer {self.quantizer!r}, got {value!r}"
                 )
+            if value is None and name in taken and name in _NEEDED:
+                raise ValueError(f"{name} must be given for quantizer {self.quantizer!r}, got None")
+        if self.learning == "gradient" and self.decay is not None:
+            raise ValueError(f"decay must be None for learning 'gradient', got {self.decay}")
+
+    def _check_codes(self) -> None:
+        offer = _OFFERS[self.quantizer]
+        if not offer.least <= self.codebooks <= offer.most:
+            wanted = "1" if offer.most == 1 else f"at least {offer.least}"
+            raise ValueError(
+                f"codebooks must be {wanted} for quantizer {self.quantizer!r}, got {self.codebooks}"
+            )
+        if self.quantizer == "vq":
+            _check_multiple("codebook_dim", self.code_channels, "codebooks", self.codebooks)
+        if self.groups is not None:
+            _check_multiple("codebook_dim", self.code_channels, "groups", self.groups)
+            _check_multiple("codebooks", self.codebooks, "groups", self.groups)
+        if self.fsq_levels is not None and self.codebook_size != math.prod(self.fsq_levels):
+            raise ValueError(
+                f"codebook_size must be {math.prod(self.fsq_levels)}, the product of "
+                f"fsq_levels, got {self.codebook_size}"
+            )
 
     @property
     def code_channels(self) -> int:
         """Channels of the vectors that are quantized."""
-        if self.quantizer == "fsq":
-            return len(self.fsq_levels or ())
-        if self.quantizer in ("lfq", "bsq"):
+        if self.fsq_levels is not None:
+            return len(self.fsq_levels)
+        if "codebook_dim" not in _OFFERS[self.quantizer].settings:
             return (self.codebook_size - 1).bit_length()
         return 16 if self.codebook_dim is None else self.codebook_dim
 
@@ -124,33 +169,120 @@ def make_quantizer(config: QuantizerConfig) -> Quantizer:
 
     Its indices are ``[B, ...]``, or ``[B, ..., G]`` of several codebooks.
     """
-    size, dim = config.codebook_size, config.code_channels
-    if config.quantizer == "fsq":
-        assert config.fsq_levels is not None
-        return FSQ(config.fsq_levels, channel_dim=1)
-    beta = config.commitment_weight
-    if config.quantizer in ("lfq", "bsq"):
-        kind = LFQ if config.quantizer == "lfq" else BSQ
-        return kind(size, commitment_weight=0.02 if beta is None else beta, channel_dim=1)
-    beta = 0.25 if beta is None else beta
-    if config.quantizer == "simvq":
-        return SimVQ(dim, size, commitment_weight=beta, channel_dim=1)
-    decay = 0.99 if config.decay is None else config.decay
-    learning = Gradient() if config.learning == "gradient" else EMA(decay=decay)
-    if config.quantizer == "residual":
-        return ResidualVQ(
-            dim,
-            size,
-            config.codebooks,
-            learning=learning,
-            commitment_weight=beta,
-            channel_dim=1,
-        )
-    return VectorQuantizer(
-        dim,
-        size,
-        heads=config.codebooks,
-        learning=learning,
-        commitment_weight=beta,
-        channel_dim=1,
+    options = {
+        argument: getattr(config, name)
+        for name, argument in _ARGUMENTS.items()
+        if getattr(config, name) is not None
+    }
+    if config.learning == "gradient":
+        options["learning"] = Gradient()
+    elif config.learning == "ema" or config.decay is not None:
+        options["learning"] = EMA() if config.decay is None else EMA(decay=config.decay)
+    return _OFFERS[config.quantizer].make(config, {"channel_dim": 1, **options})
+
+
+class _Groups(GroupedResidualVQ):
+    """With the codes of a position in one row, group after group: indices ``[..., G Q]``."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Quantized:
+        out = super().forward(x, mask)
+        return out._replace(indices=out.indices.flatten(-2))
+
+    def encode(self, x: Tensor, levels: int | None = None, beam: int = 1) -> Tensor:
+        return super().encode(x, levels, beam).flatten(-2)
+
+    def decode(self, indices: Tensor) -> Tensor:
+        if indices.ndim == 0 or indices.shape[-1] % self.groups:
+            raise ValueError(
+                f"indices must be [..., G] with G a multiple of groups = {self.groups}, "
+                f"got {_checks.shape(indices)}"
+            )
+        return super().decode(indices.unflatten(-1, (self.groups, -1)))
+
+
+# settings that a quantizer takes as they are, and its names for them
+_ARGUMENTS = {
+    "projected_dim": "codebook_dim",
+    "groups": "groups",
+    "fsq_levels": "levels",
+    "commitment_weight": "commitment_weight",
+    "gradient": "gradient",
+}
+# all that are None unless given, and those that a quantizer which has them cannot do without
+_SETTINGS = ("codebook_dim", *_ARGUMENTS, "learning", "decay")
+_NEEDED = ("groups", "fsq_levels")
+
+_Make = Callable[[QuantizerConfig, dict[str, Any]], Quantizer]
+
+
+class _Offer(NamedTuple):
+    """A quantizer that a config may name.
+
+    Attributes:
+        make: the quantizer of a config, given the keyword arguments that `make_quantizer` found.
+        settings: which of `_SETTINGS` it has.
+        least: codes of a position, at least.
+        most: codes of a position, at most.
+    """
+
+    make: _Make
+    settings: tuple[str, ...] = ()
+    least: int = 1
+    most: float = 1
+
+
+def _single(kind: Callable[..., Quantizer]) -> _Make:
+    return lambda config, options: kind(config.code_channels, config.codebook_size, **options)
+
+
+def _row(kind: Callable[..., Quantizer]) -> _Make:
+    return lambda config, options: kind(
+        config.code_channels, config.codebook_size, config.codebooks, **options
     )
+
+
+def _heads(config: QuantizerConfig, options: dict[str, Any]) -> Quantizer:
+    return _single(VectorQuantizer)(config, {"heads": config.codebooks, **options})
+
+
+def _grouped(config: QuantizerConfig, options: dict[str, Any]) -> Quantizer:
+    levels = config.codebooks // options["groups"]
+    return _Groups(config.code_channels, config.codebook_size, levels, **options)
+
+
+_COMMITTED = ("codebook_dim", "commitment_weight")
+_LEARNED = (*_COMMITTED, "learning", "decay", "gradient")
+_OFFERS = {
+    "vq": _Offer(_heads, _LEARNED, most=math.inf),
+    "residual": _Offer(_row(ResidualVQ), _LEARNED, 2, math.inf),
+    "grouped_residual": _Offer(_grouped, (*_LEARNED, "groups"), 2, math.inf),
+    "projected_residual": _Offer(
+        _row(ProjectedResidualVQ), (*_LEARNED, "projected_dim"), 2, math.inf
+    ),
+    "qinco": _Offer(_row(QINCo), _COMMITTED, 2, math.inf),
+    "simvq": _Offer(_single(SimVQ), (*_COMMITTED, "gradient")),
+    "residual_simvq": _Offer(_row(ResidualSimVQ), _COMMITTED, 2, math.inf),
+    "fsq": _Offer(lambda config, options: FSQ(**options), ("fsq_levels",)),
+    "residual_fsq": _Offer(
+        lambda config, options: ResidualFSQ(num_quantizers=config.codebooks, **options),
+        ("fsq_levels",), 2, math.inf,
+    ),
+    "lfq": _Offer(
+        lambda config, options: LFQ(config.codebook_size, **options), ("commitment_weight",)
+    ),
+    "residual_lfq": _Offer(
+        lambda config, options: ResidualLFQ(config.codebook_size, config.codebooks, **options),
+        ("commitment_weight",), 2, math.inf,
+    ),
+    "bsq": _Offer(
+        lambda config, options: BSQ(config.codebook_size, **options), ("commitment_weight",)
+    ),
+    "ibq": _Offer(_single(IBQ), _COMMITTED),
+    "gumbel": _Offer(_single(GumbelVQ), ("codebook_dim",)),
+}  # fmt: skip
+QUANTIZERS = tuple(_OFFERS)
+
+
+def _check_multiple(name: str, value: int, parts_name: str, parts: int) -> None:
+    if value % parts:
+        raise ValueError(f"{name} must be a multiple of {parts_name} = {parts}, got {value}")

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Autoregressive priors over grids of codes, and exact sampling from them."""
 
-from fastvq.priors.base import Context, Prior, PriorConfig, Stepper
+from fastvq.priors._recompute_stepper import RecomputeStepper
+from fastvq.priors.base import Context, PeriodicStepper, Prior, PriorConfig, Stepper
 from fastvq.priors.building import build, load, make, save
 from fastvq.priors.kinds import KINDS, Kind, config_for
 from fastvq.priors.levels import LevelContext, LevelContextConfig, LevelPrior, LevelPriorConfig
 from fastvq.priors.metrics import bits_per_code, entropy_bits, per_position_bits
 from fastvq.priors.pixelcnn import GatedPixelCNN, GatedPixelCNNConfig
 from fastvq.priors.pixelsnail import PixelSNAIL, PixelSNAILConfig
-from fastvq.priors.sampling import RecomputeStepper, probabilities, sample, sample_from
+from fastvq.priors.sampling import probabilities, sample, sample_from
 from fastvq.priors.transformer import Transformer, TransformerConfig
 from fastvq.priors.video import VideoPixelCNN, VideoPixelCNNConfig
 from fastvq.priors.wavenet import WaveNet, WaveNetConfig
@@ -23,6 +24,7 @@ __all__ = [
     "LevelContextConfig",
     "LevelPrior",
     "LevelPriorConfig",
+    "PeriodicStepper",
     "PixelSNAIL",
     "PixelSNAILConfig",
     "Prior",

@@ -47,6 +47,9 @@ class GatedPixelCNNStepper:
         label_rows: from :meth:`GatedPixelCNN.label_rows`.
         context: ``[B, context_channels, H, W]``, or ``None`` for a prior without.
 
+    Attributes:
+        period: the width: see :class:`PeriodicStepper`.
+
     Raises:
         RuntimeError: the prior is in training mode, where dropout would make every answer another.
     """
@@ -64,8 +67,7 @@ class GatedPixelCNNStepper:
         self._prior = prior
         self._layers = cast("list[GatedLayer]", list(prior.layers))
         self._reach = prior.config.kernel_size // 2
-        self._width = shape[1]
-        self._row = self._column = 0
+        self.period, self._column = shape[1], 0
         self._label_rows, self._context = label_rows, context
         self._copy_weights()
         down, right = prior.input.positions(*shape)
@@ -91,18 +93,20 @@ class GatedPixelCNNStepper:
         """Fixes the codes ``[B]``, int64, of the position just asked for and moves on."""
         self._chosen[self._column].copy_(self._embedding[codes])
         self._column += 1
-        if self._column == self._width:
-            self._row, self._column = self._row + 1, 0
+        if self._column == self.period:
+            self._column = 0
 
     @torch.no_grad()
     def _start_row(self) -> None:
         """Runs the vertical stream on this row and keeps what it tells the horizontal one."""
         prior, reach = self._prior, self._reach
-        if self._row > 0:
-            push_row(self._codes_above, self._codes[:, reach:].transpose(1, 2), reach)
-        self._first = self._position_right[self._row].unbind()
-        vertical = prior.input.above(self._codes_above) + self._position_down[:, self._row, None]
-        context = None if self._context is None else self._context[:, :, self._row, None]
+        # above the first row stand the zeros of before it
+        push_row(self._codes_above, self._codes[:, reach:].transpose(1, 2), reach)
+        torch.index_select(self._position_right, 0, self._row, out=self._right)
+        down = self._position_down.index_select(1, self._row)
+        vertical = prior.input.above(self._codes_above) + down
+        context = None if self._context is None else self._context.index_select(2, self._row)
+        self._row += 1
         for index, layer in enumerate(self._layers):
             above, left = layer.conditions(self._label_rows, context)
             push_row(self._vertical[index], vertical[:, :, 0], reach)
@@ -126,9 +130,13 @@ class GatedPixelCNNStepper:
 
     def _allocate(self, batch: int) -> None:
         """Buffers of one row, zero where the convolutions pad, and the views of every column."""
-        config, reach, width = self._prior.config, self._reach, self._width
+        config, reach, width = self._prior.config, self._reach, self.period
         channels, depth = config.channels, config.layers
         new = self._embedding.new_zeros
+        # a tensor, not a number, which a graph of one row would keep for all rows
+        self._row = new(1, dtype=torch.int64)
+        self._right = new(1, width, channels)
+        self._first = self._right[0].unbind()
         self._codes_above = new(batch, channels, reach, width + 2 * reach)
         self._vertical = new(depth, batch, channels, reach + 1, width + 2 * reach)
         self._above = new(depth, width, batch, 2 * channels)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -41,6 +42,10 @@ class WaveNetStepper:
         label_rows: from :meth:`WaveNet.label_rows`.
         context: ``[B, context_channels, L]``, or ``None`` for a prior without.
 
+    Attributes:
+        period: after which all blocks and rings begin together again: see
+            :class:`PeriodicStepper`.
+
     Raises:
         RuntimeError: the prior is in training mode, where dropout would make every answer another.
     """
@@ -55,12 +60,14 @@ class WaveNetStepper:
         context: Tensor | None,
     ) -> None:
         prior.check_evaluating()
-        self._position, self._length = 0, length
         self._embedding = prior.embedding.weight.detach()
         if context is not None:
             context = context.detach().permute(2, 0, 1).contiguous()  # [L, B, context_channels]
         layers = cast("list[WaveNetLayer]", list(prior.layers))
         self._layers = [_LayerCache(layer, batch, length, label_rows, context) for layer in layers]
+        self.period = math.lcm(*(n for layer in self._layers for n in (layer.period, layer.span)))
+        self._position = 0  # in its period
+        self._entering = self._embedding.new_zeros(batch, self._embedding.shape[1])
 
         gated = prior.config.gate_channels
         self._gated = self._embedding.new_empty(batch, len(layers) * gated)
@@ -74,13 +81,16 @@ class WaveNetStepper:
         self._hidden, self._hidden_bias = _tap(prior.hidden, 0), _bias(prior.hidden)
         self._logits, self._logits_bias = _tap(prior.logits, 0), _bias(prior.logits)
 
-        self._start_blocks()
-
     def logits(self) -> Tensor:
         """Logits ``[B, K]`` of the next position."""
         position = self._position
+        # before this position is written anywhere: its row is that of the oldest one still needed
+        for layer in self._layers:
+            if position % layer.block == 0:
+                layer.start_block(position)
         gates, signal, gate, gated = self._scratch
         rows = [layer.inputs[position % layer.span] for layer in self._layers]
+        rows[0].copy_(self._entering)
         for index, (layer, row) in enumerate(zip(self._layers, rows, strict=True)):
             torch.addmm(layer.told[position % layer.period], row, layer.weight, out=gates).tanh_()
             torch.addcmul(signal, signal, gate, out=gated[index])
@@ -92,19 +102,8 @@ class WaveNetStepper:
 
     def append(self, codes: Tensor) -> None:
         """Fixes the codes ``[B]``, int64, of the position just asked for and moves on."""
-        self._position += 1
-        if self._position == self._length:
-            return
-        self._start_blocks()
-        first = self._layers[0]
-        row = first.inputs[self._position % first.span]
-        torch.index_select(self._embedding, 0, codes, out=row)
-
-    def _start_blocks(self) -> None:
-        # before this position is written anywhere: its row is that of the oldest one still needed
-        for layer in self._layers:
-            if self._position % layer.block == 0:
-                layer.start_block(self._position)
+        self._position = (self._position + 1) % self.period
+        torch.index_select(self._embedding, 0, codes, out=self._entering)
 
 
 class _LayerCache:
@@ -138,6 +137,9 @@ class _LayerCache:
             base = base + layer.condition(label_rows).detach()  # [B, 2G]
         self._base = (base * halved).expand(batch, -1)
         self._context = context
+        if context is not None:
+            # a tensor, not a number, which a graph of one period would keep for all periods
+            self._rows = torch.arange(self.period, device=context.device).clamp_(max=length - 1)
         if layer.context is not None:
             self._context_weight = _tap(layer.context, 0) * halved
         *past, self.weight = (_tap(layer.dilated, tap) * halved for tap in range(taps))
@@ -156,19 +158,20 @@ class _LayerCache:
     def start_block(self, position: int) -> None:
         """Tells the gates of the next ``block`` positions all but their own inputs."""
         if position % self.period == 0:
-            self._start_period(position)
+            self._start_period()
         number = position // self.block
         told = self._told_blocks[number % len(self._told_blocks)]
         # block n is kept where n - taps + 1 was, the oldest of those that this one needs
         for age, weight in enumerate(self._past):
             told.addmm_(self._blocks[(number + age) % len(self._past)], weight)
 
-    def _start_period(self, position: int) -> None:
+    def _start_period(self) -> None:
         self._told.copy_(self._base)
         if self._context is not None:
-            context = self._context[position : position + self.period]
-            told = self._told[: len(context)].flatten(0, 1)
-            told.addmm_(context.flatten(0, 1), self._context_weight)
+            context = self._context.index_select(0, self._rows)
+            self._told.flatten(0, 1).addmm_(context.flatten(0, 1), self._context_weight)
+            # what is told of positions beyond the last is never asked for
+            self._rows.add_(self.period).clamp_(max=len(self._context) - 1)
 
 
 def _tap(convolution: nn.Conv1d, tap: int) -> Tensor:

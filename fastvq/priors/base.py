@@ -6,7 +6,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +69,20 @@ class Stepper(Protocol):
     def append(self, codes: Tensor) -> None:
         """Fixes the codes ``[B]``, int64, of that position and moves on."""
         ...
+
+
+@runtime_checkable
+class PeriodicStepper(Stepper, Protocol):
+    """A stepper that does the same again and again: a CUDA graph of one period is one of each.
+
+    From the start of any period on, ``period`` positions are the same operations with the same
+    numbers on the same memory, for what differs from one period to the next is in tensors.
+
+    Attributes:
+        period: how many positions a period has.
+    """
+
+    period: int
 
 
 class Prior(nn.Module, ABC):

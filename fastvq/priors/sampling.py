@@ -11,10 +11,14 @@ import torch
 from torch import Tensor
 
 from fastvq import _checks
+from fastvq.priors import _graph
 from fastvq.priors._prefix import in_raster_order
+from fastvq.priors._recompute_stepper import RecomputeStepper
 from fastvq.priors.base import Context, Prior, Stepper
 
 Progress = Callable[[int, int], None]
+# the codes [B, 1] that uniforms [B, 1] stand for under logits [B, K], written to what it is given
+Draw = Callable[[Tensor, Tensor, Tensor], None]
 
 
 def sample(
@@ -29,6 +33,7 @@ def sample(
     top_k: int | None = None,
     top_p: float | None = None,
     generator: torch.Generator | None = None,
+    graph: bool = False,
     progress: Progress | None = None,
 ) -> Tensor:
     """Draws grids of codes from a prior.
@@ -47,6 +52,7 @@ def sample(
         top_p: how much probability may be drawn.
         generator: source of the random numbers. They are drawn on its device, by default the CPU,
             so that a seed gives the same numbers wherever the prior is.
+        graph: see :func:`sample_from`.
         progress: called with (positions done, positions in all) after every position.
 
     Returns:
@@ -80,6 +86,7 @@ def sample(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        graph=graph,
         progress=progress,
     )
 
@@ -96,6 +103,7 @@ def sample_from(
     top_k: int | None = None,
     top_p: float | None = None,
     cached: bool = True,
+    graph: bool = False,
     progress: Progress | None = None,
 ) -> Tensor:
     """The codes that given random numbers stand for: ``z_t = min {k : F_t(k) > u_t}``.
@@ -111,13 +119,20 @@ def sample_from(
         top_k: how many codes may be drawn.
         top_p: how much probability may be drawn.
         cached: use the prior's cache; otherwise run the whole prior at every position.
-        progress: called with (positions done, positions in all) after every position.
+        graph: replay a CUDA graph instead of launching every kernel from Python, which is what a
+            small prior on a GPU waits for. For :class:`GatedPixelCNN` and :class:`WaveNet`, whose
+            cached steps repeat themselves every row, or every so many positions; attention does
+            not, it sees one position more at every step. The first period and what the prefix
+            reaches into run plainly. The same codes. Not yet run on a GPU, and so not measured.
+        progress: called with (positions done, positions in all) after every position, or after
+            every period that is replayed.
 
     Returns:
         Codes int64 ``[B, *shape]`` on the device of the prior.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as for :func:`sample`.
+        TypeError, ValueError, RuntimeError: as for :func:`sample`; ``graph`` where the device has
+            none, the steps do not repeat, or too few positions are left to.
 
     Note:
         Cached and recomputed logits differ in their last bits, and the distribution function F
@@ -141,17 +156,50 @@ def sample_from(
             stepper = prior.stepper(batch, shape, labels, context)
         else:
             stepper = RecomputeStepper(prior, batch, shape, labels, context)
-        slots = zip(columns, codes[:, :, None], codes, strict=True)
-        for position, (uniform, slot, chosen) in enumerate(slots):
-            logits = stepper.logits()
-            if position == 0 and not bool(logits.isfinite().all()):
-                raise RuntimeError("the logits of the prior are not finite: its training diverged")
-            if position >= given:
-                _draw(probabilities(logits, temperature, top_k, top_p), uniform, out=slot)
-            stepper.append(chosen)
+
+        def draw(logits: Tensor, uniform: Tensor, out: Tensor) -> None:
+            _draw(probabilities(logits, temperature, top_k, top_p), uniform, out=out)
+
+        walk = _walked_by_graph if graph else _walked
+        for done in walk(stepper, draw, columns, codes, given):
             if progress is not None:
-                progress(position + 1, len(codes))
+                progress(done, len(codes))
     return codes.t().reshape(batch, *shape)
+
+
+def _walked(
+    stepper: Stepper, draw: Draw, uniforms: Tensor, codes: Tensor, given: int, start: int = 0
+) -> Iterator[int]:
+    """Draws the codes ``[n, B]`` of the positions from ``start`` on; the first ``given`` are there.
+
+    Yields how many positions are done.
+    """
+    slots = zip(uniforms, codes[:, :, None], codes, strict=True)
+    for position, (uniform, slot, chosen) in enumerate(slots, start):
+        logits = stepper.logits()
+        if position == 0 and not bool(logits.isfinite().all()):
+            raise RuntimeError("the logits of the prior are not finite: its training diverged")
+        if position >= given:
+            draw(logits, uniform, slot)
+        stepper.append(chosen)
+        yield position + 1
+
+
+def _walked_by_graph(
+    stepper: Stepper, draw: Draw, uniforms: Tensor, codes: Tensor, given: int
+) -> Iterator[int]:
+    """As `_walked`, but that whole periods after the first are one graph."""
+    _graph.check_device(codes.device)
+    period, first, last = _graph.plan(stepper, len(codes), given)
+
+    def walk(uniforms: Tensor, codes: Tensor) -> None:
+        for _ in _walked(stepper, draw, uniforms, codes, given, first):
+            pass
+
+    yield from _walked(stepper, draw, uniforms[:first], codes[:first], given)
+    for done in _graph.replay(walk, uniforms[first:last], codes[first:last], period):
+        yield first + done
+    yield from _walked(stepper, draw, uniforms[last:], codes[last:], given, last)
 
 
 def probabilities(
@@ -201,36 +249,6 @@ def _draw(probabilities: Tensor, uniform: Tensor, *, out: Tensor) -> None:
     cumulative = probabilities.cumsum(-1)
     threshold = uniform * cumulative[:, -1:]
     torch.searchsorted(cumulative, threshold, right=True, out=out)
-
-
-class RecomputeStepper:
-    """A :class:`Stepper` without a cache: one full forward of the prior for every position.
-
-    The specification that caches are tested against, and their rival in benchmarks.
-    """
-
-    def __init__(
-        self,
-        prior: Prior,
-        batch: int,
-        shape: Sequence[int],
-        labels: Tensor | None = None,
-        context: Context | None = None,
-    ) -> None:
-        self._prior, self._labels, self._context = prior, labels, context
-        self._codes = torch.zeros(batch, *shape, dtype=torch.int64, device=_device(prior))
-        self._position = 0
-
-    @torch.no_grad()
-    def logits(self) -> Tensor:
-        """Logits ``[B, K]`` of the next position."""
-        logits: Tensor = self._prior(self._codes, self._labels, self._context)  # [B, *shape, K]
-        return logits.flatten(1, -2)[:, self._position]
-
-    def append(self, codes: Tensor) -> None:
-        """Fixes the codes ``[B]`` of the position just asked for."""
-        self._codes.view(len(codes), -1)[:, self._position] = codes
-        self._position += 1
 
 
 def _batch(

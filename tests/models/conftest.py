@@ -18,6 +18,23 @@ QUANTIZERS = {
     "bsq": {"codebook_size": 16},
     "simvq": {"codebook_size": 16, "codebook_dim": 4},
 }
+# what test_quantizers.py alone runs, once each
+_LEVELS = {"codebook_size": 8, "codebook_dim": 4, "codebooks": 2}
+FURTHER = {
+    "grouped_residual": _LEVELS | {"codebooks": 6, "groups": 2},
+    "projected_residual": _LEVELS | {"projected_dim": 2},
+    "projected_residual-averages": _LEVELS | {"decay": 0.9},
+    "qinco": _LEVELS,
+    "residual_simvq": _LEVELS,
+    "residual_fsq": {"codebook_size": 60, "fsq_levels": (5, 4, 3), "codebooks": 2},
+    "residual_lfq": {"codebook_size": 16, "codebooks": 2},
+    "ibq": {"codebook_size": 16, "codebook_dim": 4},
+    "gumbel": {"codebook_size": 16, "codebook_dim": 4},
+    "vq-rotation": {"codebook_size": 16, "codebook_dim": 4, "gradient": "rotation"},
+    "vq-diveq": {"codebook_dim": 4, "learning": "gradient", "gradient": "diveq"},
+    "residual-rotation": _LEVELS | {"gradient": "rotation"},
+    "simvq-diveq": {"codebook_size": 16, "codebook_dim": 4, "gradient": "diveq"},
+}
 LIKELIHOODS = {
     "mse": {},
     "softmax": {"likelihood": "softmax", "levels": 6},
@@ -30,7 +47,7 @@ def make(kind="VQVAE", quantizer="vq", likelihood="mse", **options):
     options = (
         NETWORK
         | {"quantizer": quantizer.split("-")[0]}
-        | QUANTIZERS[quantizer]
+        | (QUANTIZERS | FURTHER)[quantizer]
         | LIKELIHOODS[likelihood]
         | options
     )
