@@ -15,8 +15,7 @@ from fastvq.nn.learning import Gradient, Learning
 from fastvq.nn.quantized import Quantized
 from fastvq.nn.revival import Revival
 from fastvq.nn.start import KMeans, Start
-from fastvq.nn.vector_quantizer import VectorQuantizer
-from fastvq.ops.nearest.api import Metric
+from fastvq.nn.vector_quantizer import Metric, VectorQuantizer
 from fastvq.ops.quantize.api import Gradient as Estimator
 
 
@@ -36,7 +35,8 @@ class ProjectedResidualVQ(nn.Module):
         codebook_size: K, the number of codes of each level.
         num_quantizers: Q, the number of levels.
         codebook_dim: channels of a code.
-        metric: ``cosine``, ``euclidean`` or ``dot``, as :class:`VectorQuantizer` has them.
+        metric: ``cosine``, ``angular`` (DAC's own), ``euclidean`` or ``dot``, as
+            :class:`VectorQuantizer` has them.
         learning, start, revival, commitment_weight, gradient: of each level, as
             :class:`VectorQuantizer` has them.
         dropout: the probability, in training, that a sample of the batch takes only the first n
