@@ -12,6 +12,7 @@ from fastvq.nn._levels import Levels, SharedLevels
 from fastvq.nn.codebook import Usage
 from fastvq.nn.learning import EMA, Frozen, Gradient, Learning
 from fastvq.nn.quantized import Quantized
+from fastvq.nn.regularizers import Seen
 from fastvq.nn.revival import Revival
 from fastvq.nn.start import Given, KMeans, Start, Uniform
 from fastvq.ops.residual.api import GRADIENTS
@@ -162,7 +163,16 @@ class ResidualVQ(nn.Module):
             self.book.learn(rows.detach(), out.indices)
         loss = self.commitment_weight * out.commitment_losses.sum()
         if isinstance(self.book.learning, Gradient):
-            loss = loss + self.book.learning.loss(out.codebook_losses.sum(), codes)
+            loss = loss + self.book.learning.loss(
+                out.codebook_losses.sum(),
+                codes,
+                lambda: Seen(
+                    _tables.rests(rows, out.indices, codes),
+                    out.indices >= 0,
+                    "euclidean",
+                    self.training,
+                ),
+            )
         # autocast may have put the projections in 16 bits; the output is of the input's dtype
         quantized = self.project_out(out.quantized.to(x.dtype)).to(x.dtype)
         if usable is not None:

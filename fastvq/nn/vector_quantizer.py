@@ -13,6 +13,7 @@ from fastvq.nn import _layout
 from fastvq.nn.codebook import Codebook, Usage
 from fastvq.nn.learning import EMA, Frozen, Gradient, Learning
 from fastvq.nn.quantized import Quantized
+from fastvq.nn.regularizers import Seen
 from fastvq.nn.revival import Revival
 from fastvq.nn.start import Given, KMeans, Start, Uniform
 from fastvq.ops._layout import compute_dtype
@@ -162,7 +163,10 @@ class VectorQuantizer(nn.Module):
             self.book.learn(rows.detach(), indices)
         loss = self.commitment_weight * out.commitment_loss
         if isinstance(self.book.learning, Gradient):
-            loss = loss + self.book.learning.loss(out.codebook_loss, codes)
+            metric: SearchMetric = "cosine" if self.metric == "angular" else self.metric
+            loss = loss + self.book.learning.loss(
+                out.codebook_loss, codes, lambda: Seen(rows, indices >= 0, metric, self.training)
+            )
         # autocast may have put the projections in 16 bits; the output is of the input's dtype
         quantized = self.project_out(out.quantized.to(x.dtype).flatten(-2)).to(x.dtype)
         if usable is not None:
