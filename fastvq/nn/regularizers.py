@@ -80,7 +80,7 @@ class Diversity:
     part in the soft assignment, which vectors in doubt between all of them satisfy as well.
     d is what the quantizer compares by: the squared distance, one minus the cosine, or minus the
     dot product. It takes O(N + K) memory. The vectors get a gradient as well as the codes, so that
-    an encoder spreads what it gives; a level's goes past the codes of the levels before it.
+    an encoder spreads what it gives; the codes of a level get none from the levels after it.
 
     Args:
         weight: of this loss in that of the quantizer.
