@@ -263,6 +263,9 @@ def test_taming_refuses_a_bad_remap(tmp_path, array, unknown_index, text):
         VectorQuantizer2(32, 8, 0.25, remap=tmp_path / "used.npy", unknown_index=unknown_index)
 
 
-def test_taming_names_the_file_that_is_not_there(tmp_path):
+def test_taming_names_a_file_that_is_not_there_or_no_array(tmp_path):
+    (tmp_path / "empty.npy").touch()
+    with pytest.raises(ValueError, match=r"remap must be an .npy file of integers, got .*empty"):
+        VectorQuantizer2(32, 8, 0.25, remap=tmp_path / "empty.npy")
     with pytest.raises(FileNotFoundError, match="missing"):
         VectorQuantizer2(32, 8, 0.25, remap=tmp_path / "missing.npy")

@@ -138,12 +138,12 @@ class VectorQuantizer2(Adapter):
 def _used(path: str | os.PathLike[str], n_e: int) -> Tensor:
     """The indices in a file, int64 ``[U]``."""
     try:
-        found = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        with open(path, "rb") as file:
+            found = np.lib.format.read_array(file, allow_pickle=False)
+    except ValueError as error:
         raise ValueError(f"remap must be an .npy file of integers, got {path}: {error}") from error
-    if not isinstance(found, np.ndarray) or found.dtype.kind not in "iu" or found.ndim != 1:
-        told = f"{found.dtype} {list(found.shape)}" if isinstance(found, np.ndarray) else "archives"
-        raise ValueError(f"{path} must hold integers [U], got {told}")
+    if found.dtype.kind not in "iu" or found.ndim != 1:
+        raise ValueError(f"{path} must hold integers [U], got {found.dtype} {list(found.shape)}")
     if len(found) == 0 or found.min() < 0 or found.max() >= n_e:
         ends = f"{found.min()} to {found.max()}" if len(found) else "none"
         raise ValueError(f"{path} must hold indices in [0, n_e = {n_e}), got {ends}")
