@@ -13,7 +13,8 @@ from fastvq.compat.checkpoints import from_fastvq, to_fastvq
 class Adapter(nn.Module):
     """Holds the quantizer; ``state_dict`` and ``load_state_dict`` speak the library's layout.
 
-    Derive, name the layout as :func:`fastvq.compat.to_fastvq` does, and define the methods.
+    Derive, name the layout as :func:`fastvq.compat.to_fastvq` does, and define the methods. Buffers
+    of the adapter itself are saved and loaded by their own names.
     """
 
     layout: str
@@ -42,12 +43,14 @@ def _read(
     _unexpected: list[str],
     errors: list[str],
 ) -> None:
+    own = {f"{prefix}{name}" for name, _ in module.named_buffers(recurse=False)}
+    theirs = {name: tensor for name, tensor in state_dict.items() if name not in own}
     try:
-        converted = to_fastvq(module.layout, state_dict, prefix)
+        converted = to_fastvq(module.layout, theirs, prefix)
     except ValueError as error:
         errors.append(str(error))
         return
-    for name in [name for name in state_dict if name.startswith(prefix)]:
+    for name in [name for name in theirs if name.startswith(prefix)]:
         del state_dict[name]
     for name, tensor in converted.state_dict.items():
         state_dict[f"{prefix}quantizer.{name}"] = tensor

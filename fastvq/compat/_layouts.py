@@ -3,58 +3,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastvq.compat._books import Averaged, Book, Summed
 from fastvq.compat._keys import Keys
-from fastvq.nn import EMA, FSQ, LFQ, Gradient, ResidualVQ, SimVQ, VectorQuantizer
+from fastvq.compat._projections import Projections
+from fastvq.nn import (
+    EMA,
+    FSQ,
+    LFQ,
+    Gradient,
+    ProjectedResidualVQ,
+    ResidualVQ,
+    SimVQ,
+    VectorQuantizer,
+)
 from fastvq.nn.learning import Learning
 
 _MOVING = EMA()
 State = dict[str, Tensor]
 Read = tuple[dict[str, Any], State]
-
-
-class Projections(NamedTuple):
-    """The two linear maps around a codebook; 1x1 convolutions without a bias are maps as well."""
-
-    names: tuple[str, str] = ("project_in", "project_out")
-    convolved: bool = False
-
-    def read(self, keys: Keys) -> State:
-        """Takes them, if they are there."""
-        state: State = {}
-        for ours, theirs in zip(Projections().names, self.names, strict=True):
-            weight, bias = keys.maybe(f"{theirs}.weight"), None
-            if weight is None:
-                continue
-            if self.convolved:
-                weight = weight.squeeze(-1)
-                bias = torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
-            state[f"{ours}.weight"] = weight
-            state[f"{ours}.bias"] = keys.take(f"{theirs}.bias") if bias is None else bias
-        return state
-
-    def write(self, peer: str, state: Mapping[str, Tensor]) -> State:
-        """The maps of a fastvq state dict in the library's names."""
-        found: State = {}
-        for ours, theirs in zip(Projections().names, self.names, strict=True):
-            for part in ("weight", "bias"):
-                tensor = state.get(f"{ours}.{part}")
-                if tensor is None:
-                    continue
-                if self.convolved and part == "bias":
-                    if bool(tensor.any()):
-                        raise ValueError(f"{peer} has no bias in its projections, got one")
-                    continue
-                tensor = tensor.unsqueeze(-1) if self.convolved else tensor
-                found[f"{theirs}.{part}"] = tensor.clone()
-        return found
 
 
 @dataclass(frozen=True)
@@ -141,6 +113,58 @@ class Levels:
                 level = Book(codes.unsqueeze(0), counts.unsqueeze(0), book.started)
                 found |= self.book.write(level, self.pattern.format(i))
         return {**found, **(self.projections or Projections()).write(peer, state)}
+
+
+@dataclass(frozen=True)
+class ProjectedLevels:
+    """DAC's levels, of which each has projections of its own."""
+
+    projections: Projections
+    quantizer = ProjectedResidualVQ
+    pattern = "quantizers.{}."
+    book = Averaged("codebook.weight")
+
+    def read(self, keys: Keys) -> Read:
+        """Constructor arguments and state dict."""
+        books, shapes = [], set()
+        state: State = {}
+        for i in range(keys.count(self.pattern)):
+            at = self.pattern.format(i)
+            books.append(self.book.read(keys, at))
+            level = {**_book_state(books[-1:]), **self.projections.read(keys, at)}
+            dim = _width(keys.peer, level, books[-1].codes.shape[-1])
+            shapes.add((*books[-1].codes.shape[1:], dim))
+            state |= {f"levels.{i}.{name}": tensor for name, tensor in level.items()}
+        if len(shapes) > 1:
+            raise ValueError(
+                "levels must agree in codebook_size, codebook_dim and dim, "
+                f"got {sorted(shapes)} in {keys.peer}"
+            )
+        size, width, dim = shapes.pop()
+        if width == dim:
+            raise ValueError(f"codebook_dim must not be dim, got {dim} for both in {keys.peer}")
+        arguments = {
+            "dim": dim,
+            "codebook_size": size,
+            "num_quantizers": len(books),
+            "codebook_dim": width,
+            "metric": "angular",
+            "channel_dim": 1,
+        }
+        return arguments, state
+
+    def write(self, peer: str, quantizer: ProjectedResidualVQ) -> State:
+        """The library's state dict."""
+        found: State = {}
+        for i, level in enumerate(quantizer.levels):
+            assert isinstance(level, VectorQuantizer)
+            # codes of unit length are found and decoded there as they are under cosine
+            if level.metric not in ("angular", "cosine"):
+                raise ValueError(f"{peer} searches by direction, got {level.metric!r}")
+            at = self.pattern.format(i)
+            found |= self.book.write(_books(level)[0], at)
+            found |= self.projections.write(peer, _detached(level), at)
+        return found
 
 
 @dataclass(frozen=True)
@@ -231,8 +255,10 @@ _LUCIDRAINS = Averaged(
     "_codebook.embed", "_codebook.cluster_size", "_codebook.embed_avg", "_codebook.initted"
 )
 _ENCODEC = Averaged("embed", "cluster_size", "embed_avg", "inited", (1,))
+_MIMI = Projections(("input_proj", "output_proj"), convolved=True, biased=False)
+_DAC = Projections(("in_proj", "out_proj"), convolved=True, optional=False)
 
-LAYOUTS: dict[str, Single | Levels | Grid | Mapped] = {
+LAYOUTS: dict[str, Single | Levels | ProjectedLevels | Grid | Mapped] = {
     "lucidrains.VectorQuantize": Single(
         _LUCIDRAINS._replace(heads=True),
         projections=Projections(),
@@ -257,14 +283,16 @@ LAYOUTS: dict[str, Single | Levels | Grid | Mapped] = {
         "vq.layers.{}._codebook.",
         Summed("embedding_sum", "cluster_usage", "_initialized"),
         channel_dim=1,
-        projections=Projections(("input_proj", "output_proj"), convolved=True),
+        projections=_MIMI,
     ),
     "mimi.transformers": Levels(
         "layers.{}.codebook.",
         Summed("embed_sum", "cluster_usage", "initialized"),
         channel_dim=1,
-        projections=Projections(("input_proj", "output_proj"), convolved=True),
+        projections=_MIMI,
     ),
+    "dac": ProjectedLevels(_DAC._replace(normed=True)),
+    "dac.transformers": ProjectedLevels(_DAC),
     "rq-vae-transformer": Levels(
         "codebooks.{}.",
         Averaged("weight", "cluster_size_ema", "embed_ema", padded=True),

@@ -55,6 +55,7 @@ def to_fastvq(
             - ``taming``: ``VectorQuantizer`` and ``VectorQuantizer2``; also diffusers' ``VQModel``;
             - ``encodec`` and ``mimi``: Meta's and Kyutai's own checkpoints;
               ``encodec.transformers`` and ``mimi.transformers``: those of Hugging Face;
+            - ``dac``, Descript's own, whose weights are normalized, and ``dac.transformers``;
             - ``rosinality``: its codes are transposed; ``zalando`` and ``zalando.EMA``;
             - ``rq-vae-transformer``: the last row of its codes is padding.
 
@@ -107,7 +108,8 @@ def from_fastvq(peer: str, quantizer: nn.Module, prefix: str = "") -> dict[str, 
     Note:
         Codes are the same to the last bit. Mimi keeps sums and counts only, whose quotient may be
         one rounding off; it is not where the codes came from Mimi. Of cosine codes the average
-        gets the length of the count, as if all vectors of a code had agreed.
+        gets the length of the count, as if all vectors of a code had agreed. A normalized weight of
+        DAC is the product of its parts, one rounding off; the parts that come back make it again.
     """
     _checks.one_of("peer", peer, LAYOUTS)
     layout: Any = LAYOUTS[peer]

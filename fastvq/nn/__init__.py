@@ -14,7 +14,7 @@ from fastvq.nn.projected_residual_vq import ProjectedResidualVQ
 from fastvq.nn.qinco import QINCo
 from fastvq.nn.quantized import Quantized
 from fastvq.nn.random_projection import RandomProjectionQuantizer
-from fastvq.nn.regularizers import Orthogonality
+from fastvq.nn.regularizers import Diversity, Orthogonality
 from fastvq.nn.residual_fsq import ResidualFSQ
 from fastvq.nn.residual_lfq import ResidualLFQ
 from fastvq.nn.residual_simvq import ResidualSimVQ
@@ -31,6 +31,7 @@ __all__ = [
     "IBQ",
     "LFQ",
     "Codebook",
+    "Diversity",
     "Frozen",
     "Given",
     "Gradient",

@@ -26,18 +26,16 @@ def sum_over_processes(counts: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def joint_mean(mean: Tensor, count: Tensor) -> Tensor:
-    """The mean ``[K]`` of ``count`` vectors here, 0-d, with the value of that of all processes.
+    """The mean ``[..., K]`` of ``count`` vectors ``[...]`` here, valued as that of all processes.
 
     Its gradient is that of the joint batch where gradients are averaged over processes, as
     DistributedDataParallel does, and these count alike.
     """
     if not distributed():
         return mean
-    count = count.to(mean.dtype)
-    counts, sums = sum_over_processes(
-        count.reshape(1, 1), (count * mean.detach()).reshape(1, 1, -1)
-    )
-    return mean + (sums.flatten() / counts.flatten().clamp_min(1) - mean.detach())
+    count = count.to(mean.dtype).unsqueeze(-1)
+    counts, sums = sum_over_processes(count, (count * mean.detach()).unsqueeze(-2))
+    return mean + (sums.squeeze(-2) / counts.clamp_min(1) - mean.detach())
 
 
 def of_first_process(tensor: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastvq import ops
+from fastvq.nn import _stages
 from fastvq.nn import start as starts
 from fastvq.nn.codebook import Codebook
 from fastvq.nn.start import KMeans
@@ -22,7 +23,8 @@ class Levels(Codebook):
 
     @torch.no_grad()
     def learn(self, x: Tensor, indices: Tensor) -> None:
-        """One training step from x ``[B, M, D]`` and its indices ``[B, M, Q]``."""
+        """One training step from x ``[B, M, D]`` and indices ``[B, M, q]``, q in 1 to Q."""
+        indices = _stages.padded(indices, len(self.vectors))
         counts, residuals = ops.level_statistics(x, self.vectors, indices)
         self._learn_from(counts, residuals, x, indices)
 
@@ -60,7 +62,8 @@ class SharedLevels(Levels):
 
     @torch.no_grad()
     def learn(self, x: Tensor, indices: Tensor) -> None:
-        """One training step from x ``[B, M, D]`` and its indices ``[B, M, Q]``."""
+        """One training step from x ``[B, M, D]`` and indices ``[B, M, q]``, q in 1 to Q."""
+        indices = _stages.padded(indices, self.levels)
         counts, residuals = ops.level_statistics(x, self.codes(), indices)
         self._learn_from(counts.sum(0, keepdim=True), residuals.sum(0, keepdim=True), x, indices)
 

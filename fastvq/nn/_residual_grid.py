@@ -54,25 +54,31 @@ class ResidualGrid(Grid):
     def _loss(self, grid: int, rest: Tensor, codes: Tensor, counted: Tensor) -> Tensor:
         """0-d, from the rows ``[B, M, d]`` that counted ``[B, M]`` marks."""
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Quantized:
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, *, levels: int | None = None
+    ) -> Quantized:
         """Quantizes x.
 
         Args:
             x: vectors with ``dim`` channels in dimension ``channel_dim``.
             mask: bool, the shape of x without its channels; where false the position is padding:
                 output 0, indices -1, no loss, no gradient.
+            levels: how many of the first levels, as a codec has for its bit rates; all unless
+                given. In training the others are left out as ``dropout`` leaves them out, which
+                then draws n up to ``levels``.
 
         Returns:
-            :class:`Quantized` with indices ``[..., Q]``.
+            :class:`Quantized` with indices ``[..., Q]``, or ``[..., levels]``.
         """
+        levels = _stages.check_levels(levels, self.num_quantizers)
         z, fault = self._latents(x, mask)
         present = None if mask is None else mask.reshape(fault.shape)
         dropout = self.dropout if self.training else 0.0
-        count = _stages.taken(z, present, self.num_quantizers, dropout)
+        count = _stages.taken(z, present, levels, dropout)
         soft = self._bounded(z)
         # a bad row is in no average, and yet it shows
         loss, rest, total, indices = fault.sum(), soft, torch.zeros_like(z), []
-        for q in range(self.num_quantizers):
+        for q in range(levels):
             digits = self._cut(self._unscaled(rest.detach(), q))
             codes = self._values(digits, q)
             takes = fault == 0 if count is None else (fault == 0) & (count > q)

@@ -26,9 +26,17 @@ def taken(rows: Tensor, usable: Tensor | None, stages: int, dropout: float) -> T
     return count
 
 
+def padded(indices: Tensor, stages: int) -> Tensor:
+    """Indices ``[..., q]`` of the first stages as ``[..., Q]``, with -1 for the others."""
+    missing = stages - indices.shape[-1]
+    return torch.nn.functional.pad(indices, (0, missing), value=-1) if missing else indices
+
+
 def check_levels(levels: int | None, stages: int) -> int:
-    """How many stages ``encode`` is asked for, all unless given; raises unless it has them."""
+    """How many stages a call is for, all unless given; raises unless there are as many."""
     levels = stages if levels is None else levels
+    if isinstance(levels, bool) or not isinstance(levels, int):
+        raise TypeError(f"levels must be an int, got {type(levels).__name__}")
     if not 1 <= levels <= stages:
         raise ValueError(f"levels must be in [1, {stages}], got {levels}")
     return levels

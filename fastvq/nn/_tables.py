@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fastvq import _checks
 from fastvq.nn import _layout
+from fastvq.ops._layout import compute_dtype
 
 
 def lookup(indices: Tensor, codes: Tensor) -> Tensor:
@@ -23,6 +24,18 @@ def total(indices: Tensor, codebooks: Tensor) -> Tensor:
     for index, codes in more:
         vectors = vectors + lookup(index, codes)
     return vectors
+
+
+def rests(x: Tensor, indices: Tensor, codebooks: Tensor) -> Tensor:
+    """What each level sees of x ``[..., D]``, ``[..., q, D]``: x less the codes ahead of it.
+
+    The gradient passes to x and not to those codes.
+    """
+    rest, found = x.to(compute_dtype(x, codebooks)), []
+    for index, codes in zip(indices.unbind(-1), codebooks.detach(), strict=True):
+        found.append(rest)
+        rest = rest - lookup(index, codes)
+    return torch.stack(found, -2)
 
 
 def decode(indices: Tensor, codes: Tensor, dtype: torch.dtype, channel_dim: int) -> Tensor:

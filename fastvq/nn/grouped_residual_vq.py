@@ -90,19 +90,22 @@ class GroupedResidualVQ(nn.Module):
         """The codes of all groups and levels ``[G, Q, K, D / G]``."""
         return torch.stack([quantizer.codebook for quantizer in self._each()])
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Quantized:
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, *, levels: int | None = None
+    ) -> Quantized:
         """Quantizes x; in training the codebooks learn from it.
 
         Args:
             x: vectors with ``dim`` channels in dimension ``channel_dim``.
             mask: bool, the shape of x without its channels; where false the position is padding:
                 output 0, indices -1, no loss, no part in learning.
+            levels: how many of the first levels; all unless given.
 
         Returns:
-            :class:`Quantized` with indices ``[..., G, Q]``.
+            :class:`Quantized` with indices ``[..., G, Q]``, or ``[..., G, levels]``.
         """
         parts = zip(self._each(), self._parts(x, mask), strict=True)
-        outs = [quantizer(part, mask) for quantizer, part in parts]
+        outs = [quantizer(part, mask, levels=levels) for quantizer, part in parts]
         return Quantized(
             torch.cat([out.quantized for out in outs], self.channel_dim),
             torch.stack([out.indices for out in outs], -2),

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from fastvq import _checks
-from fastvq.nn.regularizers import Orthogonality
+from fastvq.nn.regularizers import Diversity, Orthogonality, Seen
 
 
 @dataclass(frozen=True)
@@ -49,25 +50,33 @@ class Gradient:
 
     Args:
         weight: w, the weight of the codebook loss.
-        regularizers: losses of the codes alone, such as :class:`Orthogonality`.
+        regularizers: further losses of the codes: :class:`Orthogonality`, of the codes alone, and
+            :class:`Diversity`, of their use.
 
     Source: 1711.00937, section 3.2, equation 3.
     """
 
     weight: float = 1.0
-    regularizers: tuple[Orthogonality, ...] = ()
+    regularizers: tuple[Orthogonality | Diversity, ...] = ()
 
     def __post_init__(self) -> None:
         _checks.fraction("weight", self.weight, high=float("inf"))
         _checks.instance("regularizers", self.regularizers, tuple)
         for regularizer in self.regularizers:
-            _checks.instance("regularizers", regularizer, Orthogonality)
+            _checks.instance("regularizers", regularizer, Orthogonality, Diversity)
 
-    def loss(self, codebook_loss: Tensor, codes: Tensor) -> Tensor:
-        """What codes ``[H, K, D]`` pay: their codebook loss and the regularizers, weighted."""
+    def loss(self, codebook_loss: Tensor, codes: Tensor, seen: Callable[[], Seen]) -> Tensor:
+        """What codes ``[H, K, D]`` pay: their codebook loss and the regularizers, weighted.
+
+        ``seen`` is called only where a regularizer looks at more than the codes.
+        """
         loss = self.weight * codebook_loss
         for regularizer in self.regularizers:
-            loss = loss + regularizer.weight * regularizer(codes)
+            if isinstance(regularizer, Diversity):
+                term = regularizer(codes, seen())
+            else:
+                term = regularizer(codes)
+            loss = loss + regularizer.weight * term
         return loss
 
 

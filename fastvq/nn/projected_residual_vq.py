@@ -15,8 +15,7 @@ from fastvq.nn.learning import Gradient, Learning
 from fastvq.nn.quantized import Quantized
 from fastvq.nn.revival import Revival
 from fastvq.nn.start import KMeans, Start
-from fastvq.nn.vector_quantizer import VectorQuantizer
-from fastvq.ops.nearest.api import Metric
+from fastvq.nn.vector_quantizer import Metric, VectorQuantizer
 from fastvq.ops.quantize.api import Gradient as Estimator
 
 
@@ -36,7 +35,8 @@ class ProjectedResidualVQ(nn.Module):
         codebook_size: K, the number of codes of each level.
         num_quantizers: Q, the number of levels.
         codebook_dim: channels of a code.
-        metric: ``cosine``, ``euclidean`` or ``dot``, as :class:`VectorQuantizer` has them.
+        metric: ``cosine``, ``angular`` (DAC's own), ``euclidean`` or ``dot``, as
+            :class:`VectorQuantizer` has them.
         learning, start, revival, commitment_weight, gradient: of each level, as
             :class:`VectorQuantizer` has them.
         dropout: the probability, in training, that a sample of the batch takes only the first n
@@ -103,30 +103,35 @@ class ProjectedResidualVQ(nn.Module):
         """The codes of all levels ``[Q, K, codebook_dim]``."""
         return torch.stack([level.codebook for level in self._each()])
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Quantized:
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, *, levels: int | None = None
+    ) -> Quantized:
         """Quantizes x; in training the codebooks learn from it.
 
         Args:
             x: vectors with ``dim`` channels in dimension ``channel_dim``.
             mask: bool, the shape of x without its channels; where false the position is padding:
                 output 0, indices -1, no loss, no part in learning.
+            levels: how many of the first levels; all unless given. ``dropout`` then draws n up to
+                ``levels``, and the others are not touched, nor have their parameters a gradient.
 
         Returns:
-            :class:`Quantized` with indices ``[..., Q]``.
+            :class:`Quantized` with indices ``[..., Q]``, or ``[..., levels]``.
         """
+        levels = _stages.check_levels(levels, self.num_quantizers)
         _layout.check_input(x, mask, self.dim, self.channel_dim)
         rest = _layout.rows_of(x, self.channel_dim)  # [B, M, dim]
         usable = None if mask is None else mask.reshape(rest.shape[:2])
         dropout = self.dropout if self.training else 0.0
-        taken = _stages.taken(rest, usable, self.num_quantizers, dropout)
+        taken = _stages.taken(rest, usable, levels, dropout)
         total, indices, losses = torch.zeros_like(rest), [], []
-        for q, level in enumerate(self._each()):
+        for q, level in enumerate(self._each()[:levels]):
             quantized, index, loss = level(rest, None if taken is None else taken > q)
             rest, total = rest - quantized, total + quantized
             indices.append(index)
             losses.append(loss)
         quantized = _layout.vectors_out(total, x, self.channel_dim)
-        shape = (*_layout.leading(x, self.channel_dim), self.num_quantizers)
+        shape = (*_layout.leading(x, self.channel_dim), levels)
         loss = torch.stack(losses).sum()
         return Quantized(quantized, torch.stack(indices, -1).reshape(shape), loss)
 

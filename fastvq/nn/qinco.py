@@ -127,24 +127,28 @@ class QINCo(nn.Module):
         """The base codes of all steps ``[Q, K, D]``."""
         return self.book.codes()
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Quantized:
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, *, levels: int | None = None
+    ) -> Quantized:
         """Quantizes x; in training dead codes come back from it.
 
         Args:
             x: vectors with ``dim`` channels in dimension ``channel_dim``.
             mask: bool, the shape of x without its channels; where false the position is padding:
                 output 0, indices -1, no loss, no part in learning.
+            levels: how many of the first steps; all unless given.
 
         Returns:
-            :class:`Quantized` with indices ``[..., Q]``.
+            :class:`Quantized` with indices ``[..., Q]``, or ``[..., levels]``.
         """
+        levels = _stages.check_levels(levels, self.num_quantizers)
         rows, fault, shape = self._rows(x, mask)
         present = None if mask is None else mask.flatten()
         counted = fault == 0 if present is None else (fault == 0) & present
         if self.training:
             self.book.begin(rows.detach().view(shape), counted.view(shape[:2]))
         codes = self.book.snapshot().to(rows.dtype)
-        indices = self._search(rows.detach(), codes.detach(), self.num_quantizers)
+        indices = self._search(rows.detach(), codes.detach(), levels)
         indices = torch.where((fault == 0).unsqueeze(-1), indices, 0)
         # a bad row is in no average, and yet it shows
         loss, decoded, rests = fault.sum(), torch.zeros_like(rows), []
@@ -158,10 +162,8 @@ class QINCo(nn.Module):
             loss = loss + self.codebook_weight * learned + self.commitment_weight * committed
         if self.training:
             taken = torch.where(counted.unsqueeze(-1), indices, -1)
-            self.book.learn(
-                torch.stack(rests, dim=1).view(*shape[:2], self.num_quantizers, self.dim),
-                taken.view(*shape[:2], self.num_quantizers),
-            )
+            seen = torch.stack(rests, dim=1)  # [N, levels, dim]
+            self.book.learn(seen.view(*shape[:2], levels, self.dim), taken.view(*shape[:2], levels))
         # the value of the codes to the last bit, the gradient of the input
         quantized = decoded.detach() + (rows - rows.detach())
         if present is not None:
@@ -257,3 +259,9 @@ class _Steps(Codebook):
 
     def _centres(self, x: Tensor, usable: Tensor, start: KMeans) -> tuple[Tensor, Tensor]:
         return starts.residual_kmeans(x, usable, self.vectors, start.iterations)
+
+    def learn(self, x: Tensor, indices: Tensor) -> None:
+        """One training step from rests ``[B, M, q, D]`` and indices ``[B, M, q]`` of q steps."""
+        steps = len(self.vectors)
+        x = nn.functional.pad(x, (0, 0, 0, steps - x.shape[-2]))
+        super().learn(x, _stages.padded(indices, steps))

@@ -104,23 +104,29 @@ class ResidualSimVQ(nn.Module):
         with torch.autocast(self.frozen.device.type, enabled=False):
             return self.frozen.to(dtype) @ self.maps.to(dtype).mT
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Quantized:
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, *, levels: int | None = None
+    ) -> Quantized:
         """Quantizes x.
 
         Args:
             x: vectors with ``dim`` channels in dimension ``channel_dim``.
             mask: bool, the shape of x without its channels; where false the position is padding:
                 output 0, indices -1, no loss.
+            levels: how many of the first levels, as a codec has for its bit rates; all unless
+                given. In training the others are left out as ``dropout`` leaves them out, which
+                then draws n up to ``levels``.
 
         Returns:
-            :class:`Quantized` with indices ``[..., Q]``.
+            :class:`Quantized` with indices ``[..., Q]``, or ``[..., levels]``.
         """
+        levels = _stages.check_levels(levels, self.num_quantizers)
         _layout.check_input(x, mask, self.dim, self.channel_dim)
         rows = _layout.rows_of(x, self.channel_dim)  # [B, M, dim]
         usable = None if mask is None else mask.reshape(rows.shape[:2])
         dropout = self.dropout if self.training else 0.0
-        levels = _stages.taken(rows, usable, self.num_quantizers, dropout)
-        out = ops.residual(rows, self.codebook, levels=levels)
+        taken = _stages.taken(rows, usable, levels, dropout)
+        out = ops.residual(rows, self.codebook[:levels], levels=taken)
         loss = self.codebook_weight * out.codebook_losses.sum()
         loss = loss + self.commitment_weight * out.commitment_losses.sum()
         quantized = out.quantized

@@ -12,6 +12,7 @@ from fastvq.nn._levels import Levels, SharedLevels
 from fastvq.nn.codebook import Usage
 from fastvq.nn.learning import EMA, Frozen, Gradient, Learning
 from fastvq.nn.quantized import Quantized
+from fastvq.nn.regularizers import Seen
 from fastvq.nn.revival import Revival
 from fastvq.nn.start import Given, KMeans, Start, Uniform
 from fastvq.ops.residual.api import GRADIENTS
@@ -128,17 +129,23 @@ class ResidualVQ(nn.Module):
         """The codes of all levels ``[Q, K, D]``."""
         return self.book.codes()
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Quantized:
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, *, levels: int | None = None
+    ) -> Quantized:
         """Quantizes x; in training the codebooks learn from it.
 
         Args:
             x: vectors with ``dim`` channels in dimension ``channel_dim``.
             mask: bool, the shape of x without its channels; where false the position is padding:
                 output 0, indices -1, no loss, no part in learning.
+            levels: how many of the first levels, as a codec has for its bit rates; all unless
+                given. In training the others are left out as ``dropout`` leaves them out, which
+                then draws n up to ``levels``.
 
         Returns:
-            :class:`Quantized` with indices ``[..., Q]``.
+            :class:`Quantized` with indices ``[..., Q]``, or ``[..., levels]``.
         """
+        levels = _stages.check_levels(levels, self.num_quantizers)
         _layout.check_input(x, mask, self.dim, self.channel_dim)
         rows = _layout.rows_of(x, self.channel_dim)  # [B, M, dim]
         usable = None if mask is None else mask.reshape(rows.shape[:2])
@@ -149,14 +156,23 @@ class ResidualVQ(nn.Module):
         if self.training:
             self.book.begin(rows.detach(), usable)
         dropout = self.dropout if self.training else 0.0
-        levels = _stages.taken(rows, usable, self.num_quantizers, dropout)
-        codes = self.book.snapshot()
-        out = ops.residual(rows, codes, levels=levels, gradient=self.gradient)
+        taken = _stages.taken(rows, usable, levels, dropout)
+        codes = self.book.snapshot()[:levels]
+        out = ops.residual(rows, codes, levels=taken, gradient=self.gradient)
         if self.training:
             self.book.learn(rows.detach(), out.indices)
         loss = self.commitment_weight * out.commitment_losses.sum()
         if isinstance(self.book.learning, Gradient):
-            loss = loss + self.book.learning.loss(out.codebook_losses.sum(), codes)
+            loss = loss + self.book.learning.loss(
+                out.codebook_losses.sum(),
+                codes,
+                lambda: Seen(
+                    _tables.rests(rows, out.indices, codes),
+                    out.indices >= 0,
+                    "euclidean",
+                    self.training,
+                ),
+            )
         # autocast may have put the projections in 16 bits; the output is of the input's dtype
         quantized = self.project_out(out.quantized.to(x.dtype)).to(x.dtype)
         if usable is not None:

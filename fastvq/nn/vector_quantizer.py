@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -11,12 +13,23 @@ from fastvq.nn import _layout
 from fastvq.nn.codebook import Codebook, Usage
 from fastvq.nn.learning import EMA, Frozen, Gradient, Learning
 from fastvq.nn.quantized import Quantized
+from fastvq.nn.regularizers import Seen
 from fastvq.nn.revival import Revival
 from fastvq.nn.start import Given, KMeans, Start, Uniform
 from fastvq.ops._layout import compute_dtype
-from fastvq.ops.nearest.api import METRICS, Metric
+from fastvq.ops.nearest.api import Metric as SearchMetric
 from fastvq.ops.quantize.api import GRADIENTS
 from fastvq.ops.quantize.api import Gradient as Estimator
+
+Metric = Literal["euclidean", "cosine", "angular", "dot"]
+# what finds the code; vectors and codes are of unit length under cosine, where the squared
+# euclidean distance has the same order and needs no norms
+_SEARCH: dict[Metric, SearchMetric] = {
+    "euclidean": "euclidean",
+    "cosine": "euclidean",
+    "angular": "cosine",
+    "dot": "dot",
+}
 
 
 class VectorQuantizer(nn.Module):
@@ -35,8 +48,9 @@ class VectorQuantizer(nn.Module):
         codebook_dim: channels of a code, ``dim / heads`` unless given. Where ``heads *
             codebook_dim`` is not ``dim``, linear projections go in and out.
         heads: parts into which the channels are split, each with a codebook of its own.
-        metric: ``euclidean``, ``cosine`` or ``dot``. Under ``cosine`` vectors and codes live on
-            the unit sphere, and so does the output.
+        metric: ``euclidean``, ``cosine``, ``angular`` or ``dot``. Under ``cosine`` vectors and
+            codes live on the unit sphere, and so does the output. ``angular`` chooses as cosine
+            does, by direction, and leaves vectors, codes, losses and output their lengths (DAC).
         learning: :class:`EMA`, :class:`Gradient` or :class:`Frozen`.
         start: :class:`KMeans`, :class:`Uniform` or :class:`Given`.
         revival: how dead codes come back, or ``None``. Without effect under ``Frozen``.
@@ -56,7 +70,8 @@ class VectorQuantizer(nn.Module):
         ``torch.compile`` the first training call starts the codebook, so the second compiles anew.
         With several processes, counts and sums are reduced in one call a step.
 
-    Source: 1711.00937, sections 3.1, 3.2 and A.1; rotation: 2410.06424; diveq: 2509.26469.
+    Source: 1711.00937, sections 3.1, 3.2 and A.1; cosine: 2110.04627, section 3.2; angular:
+    2306.06546, section 3.2; rotation: 2410.06424; diveq: 2509.26469.
 
     Example:
         >>> import torch, fastvq
@@ -91,7 +106,7 @@ class VectorQuantizer(nn.Module):
                 raise ValueError(f"dim must be a multiple of heads = {heads}, got {dim}")
             codebook_dim = dim // heads
         _checks.positive("codebook_dim", codebook_dim)
-        _checks.one_of("metric", metric, METRICS)
+        _checks.one_of("metric", metric, _SEARCH)
         _checks.fraction("commitment_weight", commitment_weight, high=float("inf"))
         _checks.instance("learning", learning, EMA, Gradient, Frozen)
         _checks.instance("start", start, KMeans, Uniform, Given)
@@ -148,7 +163,10 @@ class VectorQuantizer(nn.Module):
             self.book.learn(rows.detach(), indices)
         loss = self.commitment_weight * out.commitment_loss
         if isinstance(self.book.learning, Gradient):
-            loss = loss + self.book.learning.loss(out.codebook_loss, codes)
+            metric: SearchMetric = "cosine" if self.metric == "angular" else self.metric
+            loss = loss + self.book.learning.loss(
+                out.codebook_loss, codes, lambda: Seen(rows, indices >= 0, metric, self.training)
+            )
         # autocast may have put the projections in 16 bits; the output is of the input's dtype
         quantized = self.project_out(out.quantized.to(x.dtype).flatten(-2)).to(x.dtype)
         if usable is not None:
@@ -220,10 +238,7 @@ class VectorQuantizer(nn.Module):
         return rows
 
     def _search(self, rows: Tensor, codes: Tensor) -> Tensor:
-        # rows and codes are unit vectors under cosine, where the squared euclidean distance has
-        # the same order and needs no norms
-        metric: Metric = "dot" if self.metric == "dot" else "euclidean"
-        return ops.nearest(rows, codes, metric=metric).indices
+        return ops.nearest(rows, codes, metric=_SEARCH[self.metric]).indices
 
     def _indices_out(self, indices: Tensor, x: Tensor) -> Tensor:
         leading = _layout.leading(x, self.channel_dim)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -180,3 +181,91 @@ def test_restart_is_revival():
     assert MAKERS["rq-vae"]().quantizer.book.revival == fastvq.Revival()
     still = RQBottleneck((5, 6, 8), (5, 6, 3), 32, restart_unused_codes=False)
     assert still.quantizer.book.revival is None
+
+
+@pytest.fixture
+def remapping(tmp_path):
+    """Options of a quantizer of 32 codes of which 12 are used, in no order."""
+
+    def make(unknown_index):
+        path = tmp_path / "used.npy"
+        np.save(path, np.random.default_rng(0).permutation(32)[:12])
+        return {"remap": path, "unknown_index": unknown_index}
+
+    return make
+
+
+@pytest.mark.parametrize("unknown_index", ["random", "extra", 3])
+@pytest.mark.parametrize("sane", [True, False])
+def test_taming_remaps_as_diffusers(remapping, unknown_index, sane):
+    from diffusers.models.autoencoders.vae import VectorQuantizer
+
+    options = {**remapping(unknown_index), "sane_index_shape": sane}
+    theirs, ours = VectorQuantizer(32, 8, 0.25, **options), VectorQuantizer2(32, 8, 0.25, **options)
+    assert (ours.re_embed, ours.unknown_index) == (theirs.re_embed, theirs.unknown_index)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    theirs.used.copy_(theirs.used.roll(1))  # what is loaded counts, and not what the file says
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    x = batch("taming")
+    expected, actual = theirs(x)[2][2], ours(x)[2][2]
+    assert actual.shape == expected.shape
+    codes = ours.quantizer(x).indices.view_as(actual)
+    known = torch.isin(codes, ours.used)
+    assert 0 < known.sum() < known.numel()
+    if unknown_index == "random":  # drawn, and by another way
+        others = actual[~known]
+        assert others.min() >= 0
+        assert others.max() < 12
+        assert len(others.unique()) > 1
+        assert torch.equal(actual[known], expected[known])
+    else:
+        assert torch.equal(actual, expected)
+    assert torch.equal(ours.unmap_to_all(actual)[known], codes[known])
+    entries = (m.get_codebook_entry(expected.flatten(), (2, 5, 6, 8)) for m in (ours, theirs))
+    assert torch.equal(*entries)
+    flat = ours.get_codebook_entry(actual.flatten(), None)
+    assert torch.equal(flat[known.flatten()], ours.quantizer.codebook[codes[known]])
+
+
+def test_taming_remaps_in_a_model_and_in_a_graph(remapping):
+    torch.compiler.reset()
+    module = VectorQuantizer2(32, 8, 0.25, **remapping("extra")).eval()
+    models = [nn.ModuleDict({"q": copy.deepcopy(module)}) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict(), strict=True)
+    assert sorted(models[0].state_dict()) == ["q.embedding.weight", "q.used"]
+    plain = VectorQuantizer2(32, 8, 0.25)
+    with pytest.raises(RuntimeError, match="used below '', for which the layout of taming has no"):
+        plain.load_state_dict(module.state_dict())
+    with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "used"'):
+        module.load_state_dict(plain.state_dict())
+    x = batch("taming")
+    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x)[2][2], module(x)[2][2])
+
+
+@pytest.mark.parametrize(
+    ("array", "unknown_index", "text"),
+    [
+        (np.array([1, 32]), "random", r"indices in \[0, n_e = 32\), got 1 to 32"),
+        (np.array([-1, 3]), "random", r"got -1 to 3"),
+        (np.array([], dtype=int), "random", "got none"),
+        (np.array([[1, 2]]), "random", r"integers \[U\], got int64 \[1, 2\]"),
+        (np.array([1.0]), "random", r"integers \[U\], got float64 \[1\]"),
+        (np.array([1, None]), "random", "remap must be an .npy file of integers, got .*pickle"),
+        (np.array([1, 2]), "rand", "unknown_index must be one of random, extra, got 'rand'"),
+        (np.array([1, 2]), 2, r"unknown_index must be in \[0, U = 2\).*got 2"),
+    ],
+)
+def test_taming_refuses_a_bad_remap(tmp_path, array, unknown_index, text):
+    np.save(tmp_path / "used.npy", array)
+    with pytest.raises(ValueError, match=text):
+        VectorQuantizer2(32, 8, 0.25, remap=tmp_path / "used.npy", unknown_index=unknown_index)
+
+
+def test_taming_names_a_file_that_is_not_there_or_no_array(tmp_path):
+    (tmp_path / "empty.npy").touch()
+    with pytest.raises(ValueError, match=r"remap must be an .npy file of integers, got .*empty"):
+        VectorQuantizer2(32, 8, 0.25, remap=tmp_path / "empty.npy")
+    with pytest.raises(FileNotFoundError, match="missing"):
+        VectorQuantizer2(32, 8, 0.25, remap=tmp_path / "missing.npy")

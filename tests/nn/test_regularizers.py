@@ -103,7 +103,7 @@ def test_bad_arguments():
         Orthogonality(weight=-1.0)
     with pytest.raises(TypeError, match=r"regularizers must be one of tuple\(...\)"):
         Gradient(regularizers=Orthogonality())
-    with pytest.raises(TypeError, match=r"Orthogonality\(...\), got 3"):
+    with pytest.raises(TypeError, match=r"Orthogonality\(...\), Diversity\(...\), got 3"):
         Gradient(regularizers=(3,))
     with pytest.raises(TypeError, match="regularizers"):
         EMA(regularizers=(Orthogonality(),))

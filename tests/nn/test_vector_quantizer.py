@@ -150,12 +150,13 @@ def test_mask_leaves_the_loss_of_the_rest(backend):
     assert quantizer(x, mask).loss.item() == pytest.approx(kept.loss.item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("metric", ["euclidean", "cosine", "dot"])
+@pytest.mark.parametrize("metric", ["euclidean", "cosine", "angular", "dot"])
 def test_metric_decides_the_code(backend, metric):
     quantizer = VectorQuantizer(8, 16, metric=metric, start=Given(torch.randn(16, 8))).eval()
     x = torch.randn(50, 8)
     indices = quantizer.encode(x)
-    assert not testing.wrong_codes(x, quantizer.codebook.clone(), indices, metric).any()
+    distance = "cosine" if metric == "angular" else metric
+    assert not testing.wrong_codes(x, quantizer.codebook.clone(), indices, distance).any()
 
 
 def test_cosine_lives_on_the_sphere(backend):
@@ -165,6 +166,25 @@ def test_cosine_lives_on_the_sphere(backend):
     one = torch.ones((), dtype=torch.float64)
     testing.assert_within(quantizer.codebook.norm(dim=-1), one.expand(16), 1e-6)
     testing.assert_within(quantized.norm(dim=-1), one.expand(40), 1e-6)
+
+
+@pytest.mark.parametrize("learning", [EMA(decay=0.0), Gradient()], ids=["ema", "gradient"])
+def test_angular_keeps_lengths(learning):
+    codes = torch.tensor([[3.0, 0.0], [0.0, 0.5]])
+    options = {"start": Given(codes), "learning": learning, "revival": None}
+    quantizer = VectorQuantizer(2, 2, metric="angular", **options)
+    # by distance the first would take the second code
+    x = torch.tensor([[0.2, 0.1], [1.0, 4.0]], requires_grad=True)
+    quantized, indices, loss = quantizer(x)
+    assert indices.tolist() == [0, 1]
+    assert torch.equal(quantized, codes)
+    (grad,) = torch.autograd.grad(quantized.sum() + loss, x)
+    torch.testing.assert_close(grad, 1 + 0.25 * 2 * (x - codes) / 4)
+    weight = 1.25 if isinstance(learning, Gradient) else 0.25
+    torch.testing.assert_close(loss, weight * (x - codes).square().mean())
+    if isinstance(learning, EMA):
+        torch.testing.assert_close(quantizer.codebook, x.detach())
+    assert torch.equal(quantizer.decode(indices), quantizer.codebook)
 
 
 def test_heads_are_quantizers_side_by_side(backend):

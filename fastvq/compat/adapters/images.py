@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other libraries' quantizers by their names: constructor, results and checkpoints as there."""
+"""rosinality's quantizer and RQ-VAE-transformer's, for images with their channels last."""
 
 from __future__ import annotations
 
@@ -10,70 +10,7 @@ from torch import Tensor
 
 from fastvq import _checks
 from fastvq.compat._adapter import Adapter
-from fastvq.nn import EMA, Given, Gradient, KMeans, ResidualVQ, Revival, Uniform, VectorQuantizer
-
-
-class VectorQuantizer2(Adapter):
-    r"""taming-transformers' quantizer of images ``[B, D, height, width]``, and diffusers'.
-
-    .. math:: L = \lVert \operatorname{sg}[c] - z \rVert^2 + \beta \lVert c - \operatorname{sg}[z]
-              \rVert^2
-
-    averaged over the elements; with ``legacy=False`` beta is on the first term, as the paper has
-    it. The codes learn by gradient. There is no ``remap``.
-
-    Args:
-        n_e: number of codes.
-        e_dim: channels.
-        beta: :math:`\beta`.
-        sane_index_shape: indices ``[B, height, width]`` in place of flat ones.
-        legacy: where beta is; ``True`` is the default there, and a mistake.
-
-    Example:
-        >>> import torch
-        >>> from fastvq.compat.adapters import VectorQuantizer2
-        >>> z, loss, (_, _, indices) = VectorQuantizer2(64, 8, beta=0.25)(torch.randn(2, 8, 4, 4))
-        >>> z.shape, loss.shape, indices.shape
-        (torch.Size([2, 8, 4, 4]), torch.Size([]), torch.Size([32]))
-    """
-
-    layout = "taming"
-    quantizer: VectorQuantizer
-
-    def __init__(
-        self,
-        n_e: int,
-        e_dim: int,
-        beta: float,
-        *,
-        sane_index_shape: bool = False,
-        legacy: bool = True,
-    ) -> None:
-        commitment, codebook = (1.0, beta) if legacy else (beta, 1.0)
-        super().__init__(
-            VectorQuantizer(
-                e_dim,
-                n_e,
-                learning=Gradient(codebook),
-                start=Uniform(),
-                revival=None,
-                commitment_weight=commitment,
-                channel_dim=1,
-            )
-        )
-        self.n_e, self.e_dim, self.beta = n_e, e_dim, beta
-        self.sane_index_shape, self.legacy = sane_index_shape, legacy
-
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, tuple[None, None, Tensor]]:
-        """Codes, loss and ``(None, None, indices)`` of z ``[B, D, height, width]``."""
-        out = self.quantizer(z)
-        indices = out.indices if self.sane_index_shape else out.indices.flatten()
-        return out.quantized, out.loss, (None, None, indices)
-
-    def get_codebook_entry(self, indices: Tensor, shape: Sequence[int] | None) -> Tensor:
-        """Codes ``[B, D, height, width]`` for shape (B, height, width, D), or ``[N, D]``."""
-        codes = torch.nn.functional.embedding(indices.flatten(), self.quantizer.codebook)
-        return codes if shape is None else codes.view(*shape).movedim(-1, 1).contiguous()
+from fastvq.nn import EMA, Given, KMeans, ResidualVQ, Revival, VectorQuantizer
 
 
 class Quantize(Adapter):
