@@ -184,8 +184,10 @@ def make_quantizer(config: QuantizerConfig) -> Quantizer:
 class _Groups(GroupedResidualVQ):
     """With the codes of a position in one row, group after group: indices ``[..., G Q]``."""
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Quantized:
-        out = super().forward(x, mask)
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, *, levels: int | None = None
+    ) -> Quantized:
+        out = super().forward(x, mask, levels=levels)
         return out._replace(indices=out.indices.flatten(-2))
 
     def encode(self, x: Tensor, levels: int | None = None, beam: int = 1) -> Tensor:
