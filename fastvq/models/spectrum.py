@@ -106,7 +106,8 @@ class SpectrumHead(nn.Module):
         """The guess ``[B, 2 r + 1, l]`` from features ``[B, C, l]`` and speakers ``[B]``."""
         if self.voice is not None:
             features = features + self.voice(labels)[:, :, None]
-        guess: Tensor = self.layers(features)
+        # from where speech mostly is, as the encoder takes it
+        guess: Tensor = self.layers(features) - 6
         return guess
 
     def loss(self, features: Tensor, labels: Tensor | None, x: Tensor) -> Tensor:
