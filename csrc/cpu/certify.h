@@ -17,13 +17,14 @@
 //    Products of two bfloat16 numbers are exact in float32, and their sums are rounded at each term
 //    or less often; sums in pairs, in trees or truncated stay within twice that, which n provides.
 //    16-bit integers, x^ = p a and c^_k = q_k b_k with integers a and b_k and float32 numbers p and
-//    q_k, have exact sums, |a . b_k| <= |a| |b_k| < 2^30; that sum as a float32, p q_k and the
-//    product of both with the bias are rounded: four steps.
+//    q_k, have exact sums, |a . b_k| <= |a| |b_k| < 2^30; that sum as a float32, p q_k, the product
+//    of both with the bias, and the bias are rounded: four steps.
 // 3. Together, by Cauchy-Schwarz, with gamma = n u / (1 - n u), the score s_k has
 //        |s_k - S_k| <= E(|c_k|),   E(r) = (gamma (|x| + e) + e + (|x| + e) l) r + gamma r^2 / 2,
 //    n = D + 16 for float32 products and 2 D + 16 for shorter ones, and the last term absent where
 //    there is no bias. Underflow, flushed or gradual, adds at most 2^-126 an operation on either
-//    side, and the float64 evaluations err by 2^-50 (D + 16) times their terms; both are added
+//    side, and 2^-96 where p q_k vanishes before the sum that it scales (under 24 of the 2^-100
+//    below, and n is 24 at least); the float64 evaluations err by 2^-50 (D + 16) times their terms; both are added
 //    below. (e is itself a float32 sum of D squares, and rounded up for that.)
 // 4. Let w be the chosen code and d_w its distance, known in float64: S_w = (|x|^2 - d_w^2) / 2
 //    (euclidean), or x . c_w less x . centre. A code with s_k < S_w - E(r) and |c_k| <= r has

@@ -59,7 +59,8 @@ std::vector<Kernels> available() {
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     tables.push_back(kAvx2Kernels);
     // where two vectors of integers are multiplied a cycle; elsewhere not measured
-    const bool wide = __builtin_cpu_is("amd") && !__builtin_cpu_is("amdfam17h");
+    const bool wide = __builtin_cpu_is("amd") && !__builtin_cpu_is("amdfam15h") &&
+                      !__builtin_cpu_is("amdfam17h");
     tables.insert(wide ? tables.end() - 1 : tables.end(),
                   with_coarse(kAvx2Kernels, "avx2_int16", kAvx2Int16Scores));
   }

@@ -134,8 +134,8 @@ constexpr int64_t words_of(int64_t depth, int64_t elements, int64_t multiple) {
 }
 
 // One kind of fast pass: how rows and codes are packed into words, and scored. The scores are wrong
-// by what packing rounds off, which it reports, and by float32 sums of as many terms as there are
-// elements.
+// by what packing rounds off, which it reports, and by float32 sums of at most as many terms as
+// there are elements.
 struct ScoreKernels {
   int64_t panel_rows;   // rows scored together, on the lanes
   int64_t block_codes;  // codes scored together

@@ -9,7 +9,7 @@ void pack_rows(const float* raw, int64_t stride, int64_t depth, const float* shi
   for (int v = 0; v < kRowVectors; ++v) {
     const Floats scale = load(row_scale + v * kLanes);
     const RowFormat format(load(row_length + v * kLanes), depth);
-    format.store_scale(panel + words * kPanelRows + v * kLanes);
+    if constexpr (kScaleWords > 0) format.store_scale(panel + words * kPanelRows + v * kLanes);
     Floats lost = broadcast(0.0f);
     for (int64_t w = 0; w < words; w += kLanes / kWordElements) {
       const int64_t d = w * kWordElements;
@@ -37,9 +37,15 @@ void pack_codes(const CodeView<float>& codes, int64_t depth, const double* centr
     const int64_t k = begin + c;
     const bool used = k < codes.count && codes.offset[k] == codes.offset[k];
     const float* source = codes.values + k * codes.stride;
-    if (used) squares[c] = measure(source, codes.scale[k], centre, codes.depth).square;
-    const CodeFormat format(used ? __builtin_sqrt(squares[c]) * unit : 0.0, depth);
-    format.store_scale(code_words(packed, words) + c);
+    double length = 0.0;
+    if (used) {
+      const Measure code = measure(source, codes.scale[k], centre, codes.depth);
+      squares[c] = code.square;
+      // compilers may fuse the difference there and not below, which tells them this far apart
+      length = (__builtin_sqrt(code.square) + 0x1p-50 * __builtin_sqrt(code.norm)) * unit;
+    }
+    const CodeFormat format(length, depth);
+    if constexpr (kScaleWords > 0) format.store_scale(code_words(packed, words) + c);
     errors[c] = 0.0;
     for (int64_t w = 0; w < words; w += kLanes) {
       float values[kLanes * kWordElements] = {};

@@ -7,14 +7,14 @@ constexpr int kWordElements = 2;
 constexpr int64_t kWordMultiple = 1;
 constexpr int64_t kScaleWords = 1;
 
-// The length that integers are scaled to: by Cauchy-Schwarz every sum of products then stays under
-// 2^30, and every element under 2^15. Rounding an element moves it by a half at most, and float32
-// and float64 lengths are off by less than the slack.
+// The length that integers are scaled to, so that theirs stays under 2^15: no element is larger, and
+// by Cauchy-Schwarz no sum of products is over 2^30. Rounding moves each element by a half at most,
+// which adds sqrt(D) / 2; lengths and elements are off by less than the slack.
 FASTVQ_INLINE float longest(int64_t depth) {
   constexpr float kSlack = 1.0f - 0x1p-16f;
   return (32766.0f - 0.5f * __builtin_sqrtf(static_cast<float>(depth))) * kSlack;
 }
-// Where lengths are shorter than this allows, integers are small or 0; all that is lost is counted.
+// Lengths under 2^-85 would need more: their integers are small or 0, and the loss says so.
 constexpr float kLargestScale = 0x1p100f;
 
 // Integers of eight rows, n = round(scale * x); they stand for inverse * n.
@@ -67,7 +67,8 @@ FASTVQ_INLINE double words_of_code(const float* elements, const CodeFormat& form
   for (int i = 0; i < kLanes; ++i) {
     const int32_t low = format.rounded(elements[2 * i], lost);
     const int32_t high = format.rounded(elements[2 * i + 1], lost);
-    const uint32_t joined = static_cast<uint32_t>(high) << 16 | (static_cast<uint32_t>(low) & 0xFFFFu);
+    const uint32_t low_half = static_cast<uint32_t>(low) & 0xFFFFu;
+    const uint32_t joined = static_cast<uint32_t>(high) << 16 | low_half;
     __builtin_memcpy(words + i, &joined, sizeof(joined));
   }
   return lost;

@@ -2,16 +2,7 @@
 // The fast pass on vector registers: the scores of a block of codes for a panel of rows stay there
 // until they are compared. Included once for each product, inside its namespace and target region.
 
-constexpr int kPanelRows = kRowVectors * kLanes;
-
-using Scores = Floats[kBlockCodes][kRowVectors];
-
-struct ScoreSession {
-  // registers need no setting up; a constructor keeps the object from counting as unused
-  ScoreSession() {}
-};
-
-#include "code_words.h"
+#include "register_block.h"
 
 // score[code][row] = bias[code] + sum_w packed[w][code] * panel[w][row], one step after another
 FASTVQ_INLINE void score_block(const float* panel, int64_t words, const float* packed,

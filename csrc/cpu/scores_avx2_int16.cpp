@@ -31,16 +31,8 @@ FASTVQ_INLINE Ints joined_halves(Ints low, Ints high) {
 // their way; sums of integers take one cycle, so that more accumulators would gain nothing
 constexpr int kRowVectors = 2;
 constexpr int kBlockCodes = 4;
-constexpr int kPanelRows = kRowVectors * kLanes;
 
-using Scores = Floats[kBlockCodes][kRowVectors];
-
-struct ScoreSession {
-  // nothing to set up; a constructor keeps the object from counting as unused
-  ScoreSession() {}
-};
-
-#include "code_words.h"
+#include "register_block.h"
 
 // score[code][row] = bias[code] + scale[code] * scale[row] * sum_w packed[w][code] * panel[w][row]
 FASTVQ_INLINE void score_block(const float* panel, int64_t words, const float* packed,

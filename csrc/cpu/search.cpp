@@ -9,8 +9,10 @@ namespace {
 
 // Up to this many rows, packing the codebook costs more than comparing everything in float64.
 constexpr int64_t kFewRows = 16;
-// Below this many channels codes lie too close for bfloat16 to tell many apart.
+// Below this many channels codes lie too close for shorter products to tell many apart.
 constexpr int64_t kCoarseDepth = 4;
+// From here on the bound on the rounding of so long a float32 sum proves nothing.
+constexpr int64_t kBoundlessDepth = 1 << 22;
 
 void search_certified(const Scan<float>& scan, bool exact) {
   const Kernels& table = kernels();
@@ -38,7 +40,7 @@ void search_head(Head x, Head codebook, Metric metric, bool exact, Answers<T> an
   }
   const Scan<T> scan(x.rows, x.head, codes, answers);
   if constexpr (std::is_same_v<T, float>) {
-    if (x.rows.count() > kFewRows) {
+    if (x.rows.count() > kFewRows && codes.depth() < kBoundlessDepth) {
       codes.drop_duplicates();
       return search_certified(scan, exact);
     }

@@ -37,14 +37,15 @@ void compare_at(int64_t depth, int64_t count) {
   for (int64_t k = 0; k < count; ++k) {
     for (int64_t d = depth; d < stride; ++d) codes[k * stride + d] = 0.0f;
   }
-  const std::vector<float> row_scale(rows, 2.0f);
+  // bfloat16 products need no lengths
+  const std::vector<float> row_scale(rows, 2.0f), row_length(rows, 0.0f);
   const std::vector<double> scale(count, 1.0), offset(count, 0.0), centre(stride, 0.0);
   const CodeView<float> view{codes.data(), stride, stride, count, scale.data(), offset.data()};
 
   Buffer<float> panel(rows * words), loss(rows), packed(padded * words), bias(padded);
   std::vector<double> squares(padded), errors(padded);
-  pass.pack_rows(raw.data(), stride, depth, shift.data(), row_scale.data(), panel.get(),
-                 loss.get());
+  pass.pack_rows(raw.data(), stride, depth, shift.data(), row_scale.data(), row_length.data(),
+                 panel.get(), loss.get());
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t k = b * pass.block_codes;
     pass.pack_codes(view, depth, centre.data(), 1.0, k, packed.get() + k * words, &squares[k],
