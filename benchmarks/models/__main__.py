@@ -22,11 +22,12 @@ from benchmarks import measure
 from benchmarks.models import digits, photos, sampling, speech
 
 RESULT = Path(__file__).parent.parent / "results" / "models.json"
-SECTIONS = ("sampling", "digits", "photos", "speech")
+SECTIONS = ("sampling", "digits", "photos", "hierarchy", "speech")
 _LINES = {
     "sampling": sampling.lines,
     "digits": digits.lines,
     "photos": photos.lines,
+    "hierarchy": photos.hierarchy_lines,
     "speech": speech.lines,
 }
 
@@ -44,6 +45,7 @@ def main() -> None:
         "sampling": sampling.run,
         "digits": lambda: digits.run(arguments.out, arguments.seeds),
         "photos": lambda: photos.run(arguments.out, arguments.seeds),
+        "hierarchy": lambda: photos.run_hierarchy(arguments.out, arguments.seeds),
     }
     if arguments.speech is not None:
         work["speech"] = lambda: speech.run(arguments.out, arguments.speech, arguments.seeds)
