@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Seven photos, three quarters to learn from and the rest to test: one level, and two against it."""
+"""Seven photos, three quarters to learn from, the rest to test: one level, and two against it."""
 
 from __future__ import annotations
 
