@@ -203,11 +203,26 @@ def test_a_list_is_no_tuple():
                 "fsq_levels": (5, 5),
                 "codebook_size": 25,
             },
-            r"codebook_sizes must be None for quantizer 'fsq', got \(25, 25\)",
+            r"codebook_sizes must be None where fsq_levels is given, got \(25, 25\)",
         ),
-        ({"codebook_sizes": (8, 6), "quantizer": "lfq"}, "the next one is 8"),
+        (
+            {
+                "codebook_sizes": (25, 25),
+                "quantizer": "residual_fsq",
+                "codebooks": 2,
+                "fsq_levels": (5, 5),
+            },
+            r"codebook_sizes must be None where fsq_levels is given, got \(25, 25\)",
+        ),
+        ({"codebook_sizes": (8, 6), "quantizer": "lfq"}, "each of codebook_sizes: .*next one is 8"),
     ],
 )
 def test_refused_configs(options, message):
     with pytest.raises(ValueError, match=message):
         VQVAE2Config(**options)
+
+
+@pytest.mark.parametrize("sizes", [[8, 4], 8])
+def test_codebook_sizes_are_a_tuple(sizes):
+    with pytest.raises(TypeError, match="codebook_sizes must be one of tuple"):
+        VQVAE2Config(codebook_sizes=sizes)
