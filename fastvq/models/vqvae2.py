@@ -184,10 +184,10 @@ class VQVAE2(AutoEncoder[tuple[Tensor, ...]]):
         return tuple(reversed(found))
 
     @property
-    def codebook_sizes(self) -> tuple[int, ...]:
-        """Codes K of each level, **the top first**, unlike those of the config."""
+    def level_codebook_sizes(self) -> tuple[int, ...]:
+        """Codes K of each level, **the top first**; ``config.codebook_sizes`` is finest first."""
         sizes = self.config.codebook_sizes
-        return super().codebook_sizes if sizes is None else sizes[::-1]
+        return super().level_codebook_sizes if sizes is None else sizes[::-1]
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
         """The codes of ``x``, the grids of all levels, the top first."""

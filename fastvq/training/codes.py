@@ -244,7 +244,7 @@ def encode_splits(
         labels=torch.cat([part.labels for _, part in labelled]),
         split=torch.cat([torch.full((len(part),), index) for index, part in labelled]),
         classes=splits.train.classes,
-        codebook_sizes=model.codebook_sizes,
+        codebook_sizes=model.level_codebook_sizes,
         codebooks=model.config.codebooks,
         kind=splits.train.kind,
         size=splits.train.size,
