@@ -96,6 +96,9 @@ def sample(
     top_k: Annotated[int | None, typer.Option(help="Only the k likeliest codes.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Only the likeliest codes of sum p.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed, the same examples.")] = 0,
+    graph: Annotated[
+        bool, typer.Option("--graph", help="By a CUDA graph: the same codes, on a GPU alone.")
+    ] = False,
     device: Device = "auto",
 ) -> None:
     """Draw new data: codes from the priors, values from the decoder."""
@@ -110,6 +113,7 @@ def sample(
         top_k=top_k,
         top_p=top_p,
         seed=seed,
+        graph=graph,
     )
     kind = priors[0].kind
     path = out or Path(f"samples{media.SUFFIXES[kind]}")

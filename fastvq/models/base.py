@@ -36,7 +36,7 @@ class Coder(nn.Module, ABC, Generic[Indices]):
 
     The codes of any model are a tuple of grids, **the top (coarsest) first**, each int64
     ``[B, *grid]``, or ``[B, *grid, G]`` where ``config.codebooks`` G is above 1. `encode_grids`,
-    `codebook_sizes`, `grid_shapes` and `nominal_bits` speak of them uniformly; ``encode`` and
+    `level_codebook_sizes`, `grid_shapes` and `nominal_bits` speak of them uniformly; ``encode`` and
     ``decode`` of a class do so in its own way, one grid being a tensor and several a tuple.
     """
 
@@ -53,7 +53,7 @@ class Coder(nn.Module, ABC, Generic[Indices]):
         """Samples of the data per code, in every axis, of every level, the top first."""
 
     @property
-    def codebook_sizes(self) -> tuple[int, ...]:
+    def level_codebook_sizes(self) -> tuple[int, ...]:
         """Codes K of a codebook, of every level, the top first."""
         return (self.config.codebook_size,) * len(self.level_strides)
 
@@ -87,7 +87,7 @@ class Coder(nn.Module, ABC, Generic[Indices]):
 
         The sum over levels of ``G log2 K`` for each position of the grid.
         """
-        levels = zip(self.grid_shapes(*size), self.codebook_sizes, strict=True)
+        levels = zip(self.grid_shapes(*size), self.level_codebook_sizes, strict=True)
         return sum(math.prod(shape) * math.log2(codes) for shape, codes in levels)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:

@@ -70,7 +70,8 @@ class QuantizerConfig:
             ``"grouped_residual"``, ``"projected_residual"``, ``"qinco"``, ``"simvq"``,
             ``"residual_simvq"``, ``"fsq"``, ``"residual_fsq"``, ``"lfq"``, ``"residual_lfq"``,
             ``"bsq"``, ``"ibq"`` or ``"gumbel"``. What the config does not set is as the class has
-            it. `MultiScaleVQ` is none of them: its codes are grids of many sizes.
+            it. `MultiScaleVQ` is none of them, for its codes are grids of many sizes, nor is
+            `RandomProjectionQuantizer`, which has no vectors to decode.
         codebook_size: codes K, of each codebook; a power of two for ``lfq``, ``residual_lfq`` and
             ``bsq``, the product of its levels for ``fsq`` and ``residual_fsq``.
         codebooks: G, codes of a position: for ``vq`` the D channels are split into G parts, each
@@ -117,6 +118,8 @@ class QuantizerConfig:
                 _checks.positive(name, getattr(self, name))
         if self.learning is not None:
             _checks.one_of("learning", self.learning, LEARNING)
+        if self.fsq_levels is not None:
+            _check_fsq_levels(self.fsq_levels)
         self._check_settings()
         self._check_codes()
         # its own checks, without memory or random numbers
@@ -135,10 +138,18 @@ class QuantizerConfig:
                 raise ValueError(f"{name} must be given for quantizer {self.quantizer!r}, got None")
         if self.learning == "gradient" and self.decay is not None:
             raise ValueError(f"decay must be None for learning 'gradient', got {self.decay}")
+        if self.gradient == "diveq" and self.quantizer in _MOVED_BY_DIVEQ:
+            default = "ema" if self.quantizer == "vq" or self.decay is not None else "gradient"
+            learning = self.learning or default
+            if learning != "gradient":
+                raise ValueError(
+                    f"learning must be 'gradient' for gradient 'diveq', got {learning!r}"
+                )
 
     def _check_codes(self) -> None:
         offer = _OFFERS[self.quantizer]
-        if not offer.least <= self.codebooks <= offer.most:
+        above = offer.most is not None and self.codebooks > offer.most
+        if self.codebooks < offer.least or above:
             wanted = "1" if offer.most == 1 else f"at least {offer.least}"
             raise ValueError(
                 f"codebooks must be {wanted} for quantizer {self.quantizer!r}, got {self.codebooks}"
@@ -213,6 +224,8 @@ _ARGUMENTS = {
 # all that are None unless given, and those that a quantizer which has them cannot do without
 _SETTINGS = ("codebook_dim", *_ARGUMENTS, "learning", "decay")
 _NEEDED = ("groups", "fsq_levels")
+# those of which diveq moves the codes themselves
+_MOVED_BY_DIVEQ = ("vq", "projected_residual")
 
 _Make = Callable[[QuantizerConfig, dict[str, Any]], Quantizer]
 
@@ -224,13 +237,13 @@ class _Offer(NamedTuple):
         make: the quantizer of a config, given the keyword arguments that `make_quantizer` found.
         settings: which of `_SETTINGS` it has.
         least: codes of a position, at least.
-        most: codes of a position, at most.
+        most: codes of a position, at most; ``None`` for any number.
     """
 
     make: _Make
     settings: tuple[str, ...] = ()
     least: int = 1
-    most: float = 1
+    most: int | None = 1
 
 
 def _single(kind: Callable[..., Quantizer]) -> _Make:
@@ -255,26 +268,26 @@ def _grouped(config: QuantizerConfig, options: dict[str, Any]) -> Quantizer:
 _COMMITTED = ("codebook_dim", "commitment_weight")
 _LEARNED = (*_COMMITTED, "learning", "decay", "gradient")
 _OFFERS = {
-    "vq": _Offer(_heads, _LEARNED, most=math.inf),
-    "residual": _Offer(_row(ResidualVQ), _LEARNED, 2, math.inf),
-    "grouped_residual": _Offer(_grouped, (*_LEARNED, "groups"), 2, math.inf),
+    "vq": _Offer(_heads, _LEARNED, most=None),
+    "residual": _Offer(_row(ResidualVQ), _LEARNED, 2, None),
+    "grouped_residual": _Offer(_grouped, (*_LEARNED, "groups"), 2, None),
     "projected_residual": _Offer(
-        _row(ProjectedResidualVQ), (*_LEARNED, "projected_dim"), 2, math.inf
+        _row(ProjectedResidualVQ), (*_LEARNED, "projected_dim"), 2, None
     ),
-    "qinco": _Offer(_row(QINCo), _COMMITTED, 2, math.inf),
+    "qinco": _Offer(_row(QINCo), _COMMITTED, 2, None),
     "simvq": _Offer(_single(SimVQ), (*_COMMITTED, "gradient")),
-    "residual_simvq": _Offer(_row(ResidualSimVQ), _COMMITTED, 2, math.inf),
+    "residual_simvq": _Offer(_row(ResidualSimVQ), _COMMITTED, 2, None),
     "fsq": _Offer(lambda config, options: FSQ(**options), ("fsq_levels",)),
     "residual_fsq": _Offer(
         lambda config, options: ResidualFSQ(num_quantizers=config.codebooks, **options),
-        ("fsq_levels",), 2, math.inf,
+        ("fsq_levels",), 2, None,
     ),
     "lfq": _Offer(
         lambda config, options: LFQ(config.codebook_size, **options), ("commitment_weight",)
     ),
     "residual_lfq": _Offer(
         lambda config, options: ResidualLFQ(config.codebook_size, config.codebooks, **options),
-        ("commitment_weight",), 2, math.inf,
+        ("commitment_weight",), 2, None,
     ),
     "bsq": _Offer(
         lambda config, options: BSQ(config.codebook_size, **options), ("commitment_weight",)
@@ -283,6 +296,16 @@ _OFFERS = {
     "gumbel": _Offer(_single(GumbelVQ), ("codebook_dim",)),
 }  # fmt: skip
 QUANTIZERS = tuple(_OFFERS)
+
+
+def _check_fsq_levels(levels: tuple[int, ...]) -> None:
+    _checks.instance("fsq_levels", levels, tuple)
+    if not levels:
+        raise ValueError("fsq_levels must hold at least one number, got none")
+    for level in levels:
+        _checks.positive("each of fsq_levels", level)
+        if level < 2:
+            raise ValueError(f"each of fsq_levels must be at least 2, got {level}")
 
 
 def _check_multiple(name: str, value: int, parts_name: str, parts: int) -> None:

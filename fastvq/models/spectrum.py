@@ -14,6 +14,9 @@ from fastvq.models.networks import NetworkConfig
 _CODES_PER_WINDOW = 4
 # power, of a full-scale constant's, below which frequencies are silent: 70 dB down
 _SILENCE = 1e-7
+# most of speech is near here, of a spectrum from -7 to 0: taken off what goes in, which is then
+# near zero, and put on the guess, which without it would first learn a constant
+_SPEECH = -6.0
 
 
 class LogSpectrum(nn.Module):
@@ -77,8 +80,7 @@ class SpectrumEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the vectors that will be quantized."""
-        # from -7 to 0, and most of speech near -6
-        vectors: Tensor = self.layers(self.spectrum(x) + 6)
+        vectors: Tensor = self.layers(self.spectrum(x) - _SPEECH)
         return vectors
 
 
@@ -106,8 +108,7 @@ class SpectrumHead(nn.Module):
         """The guess ``[B, 2 r + 1, l]`` from features ``[B, C, l]`` and speakers ``[B]``."""
         if self.voice is not None:
             features = features + self.voice(labels)[:, :, None]
-        # from where speech mostly is, as the encoder takes it
-        guess: Tensor = self.layers(features) - 6
+        guess: Tensor = self.layers(features) + _SPEECH
         return guess
 
     def loss(self, features: Tensor, labels: Tensor | None, x: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ class VQVAE2Config(AutoEncoderConfig):
         time_strides: of video, the same in time, where it is not as in space.
         codebook_sizes: codes K of each level, the finest first too, in place of ``codebook_size``,
             which is then left at its default; ``None`` for ``codebook_size`` at each. Not for
-            ``fsq``, whose levels say it.
+            ``fsq`` and ``residual_fsq``, whose ``fsq_levels`` say it.
     """
 
     strides: tuple[tuple[int, ...], ...] = ((2, 2), (2,))
@@ -36,6 +36,14 @@ class VQVAE2Config(AutoEncoderConfig):
     codebook_sizes: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.codebook_sizes is not None:
+            _checks.instance("codebook_sizes", self.codebook_sizes, tuple)
+            # before a codebook_size that was rightly left alone is found not to be the product
+            if self.fsq_levels is not None:
+                raise ValueError(
+                    "codebook_sizes must be None where fsq_levels is given, "
+                    f"got {self.codebook_sizes}"
+                )
         super().__post_init__()
         if len(self.strides) < 2:
             raise ValueError(
@@ -51,8 +59,6 @@ class VQVAE2Config(AutoEncoderConfig):
             self._check_codebook_sizes(self.codebook_sizes)
 
     def _check_codebook_sizes(self, sizes: tuple[int, ...]) -> None:
-        if self.quantizer == "fsq":
-            raise ValueError(f"codebook_sizes must be None for quantizer 'fsq', got {sizes}")
         if len(sizes) != len(self.strides):
             raise ValueError(
                 f"codebook_sizes must have {len(self.strides)} levels as strides has, "
@@ -67,7 +73,10 @@ class VQVAE2Config(AutoEncoderConfig):
         for size in sizes:
             _checks.positive("each of codebook_sizes", size)
         # what else a quantizer asks of its size
-        self.quantizer_configs()
+        try:
+            self.quantizer_configs()
+        except ValueError as error:
+            raise ValueError(f"each of codebook_sizes: {error}") from error
 
     def quantizer_configs(self) -> Sequence[QuantizerConfig]:
         """What the quantizer of every level is made of, the finest level first."""
@@ -175,10 +184,10 @@ class VQVAE2(AutoEncoder[tuple[Tensor, ...]]):
         return tuple(reversed(found))
 
     @property
-    def codebook_sizes(self) -> tuple[int, ...]:
-        """Codes K of each level, **the top first**, unlike those of the config."""
+    def level_codebook_sizes(self) -> tuple[int, ...]:
+        """Codes K of each level, **the top first**; ``config.codebook_sizes`` is finest first."""
         sizes = self.config.codebook_sizes
-        return super().codebook_sizes if sizes is None else sizes[::-1]
+        return super().level_codebook_sizes if sizes is None else sizes[::-1]
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
         """The codes of ``x``, the grids of all levels, the top first."""

@@ -69,6 +69,9 @@ class ResidualGrid(Grid):
 
         Returns:
             :class:`Quantized` with indices ``[..., Q]``, or ``[..., levels]``.
+
+        Raises:
+            TypeError, ValueError: x or mask does not fit, or levels is no int in 1 to Q.
         """
         levels = _stages.check_levels(levels, self.num_quantizers)
         z, fault = self._latents(x, mask)

@@ -43,7 +43,8 @@ class Codebook(nn.Module):
     Buffers:
         vectors: the codes; a parameter under ``Gradient``.
         cluster_size: ``[H, K]``, moving average of the number of vectors each code takes in a
-            step. Starts at 1, so that a code unused in the first step stays where it is.
+            step that asks something of its head. Starts at 1, so that a code unused in the first
+            step stays where it is.
         started: whether the codes hold their start; false until k-means has seen data.
         pending_counts, pending_residuals, pending_steps: what gradient accumulation has gathered
             since the last update; only with ``EMA(every=2)`` and more.
@@ -163,6 +164,9 @@ class Codebook(nn.Module):
         """The moving averages of counts and codes."""
         decay = self.learning.decay if isinstance(self.learning, EMA) else _USAGE_DECAY
         size = decay * self.cluster_size + (1 - decay) * counts.to(self.cluster_size.dtype)
+        # a level that nothing was asked of forgets nothing
+        asked = counts.sum(-1, keepdim=True) > 0  # [H, 1]
+        size = torch.where(asked, size, self.cluster_size)
         self._write(self.cluster_size, size, due)
         if not isinstance(self.learning, EMA):
             return

@@ -103,6 +103,9 @@ class GroupedResidualVQ(nn.Module):
 
         Returns:
             :class:`Quantized` with indices ``[..., G, Q]``, or ``[..., G, levels]``.
+
+        Raises:
+            TypeError, ValueError: x or mask does not fit, or levels is no int in 1 to Q.
         """
         parts = zip(self._each(), self._parts(x, mask), strict=True)
         outs = [quantizer(part, mask, levels=levels) for quantizer, part in parts]

@@ -68,15 +68,11 @@ class Gradient:
     def loss(self, codebook_loss: Tensor, codes: Tensor, seen: Callable[[], Seen]) -> Tensor:
         """What codes ``[H, K, D]`` pay: their codebook loss and the regularizers, weighted.
 
-        ``seen`` is called only where a regularizer looks at more than the codes.
+        ``seen`` is made only where a regularizer looks at more than the codes.
         """
         loss = self.weight * codebook_loss
         for regularizer in self.regularizers:
-            if isinstance(regularizer, Diversity):
-                term = regularizer(codes, seen())
-            else:
-                term = regularizer(codes)
-            loss = loss + regularizer.weight * term
+            loss = loss + regularizer.weight * regularizer(codes, seen)
         return loss
 
 

@@ -15,7 +15,7 @@ from fastvq.nn.learning import Gradient, Learning
 from fastvq.nn.quantized import Quantized
 from fastvq.nn.revival import Revival
 from fastvq.nn.start import KMeans, Start
-from fastvq.nn.vector_quantizer import Metric, VectorQuantizer
+from fastvq.nn.vector_quantizer import CodeMetric, VectorQuantizer
 from fastvq.ops.quantize.api import Gradient as Estimator
 
 
@@ -68,7 +68,7 @@ class ProjectedResidualVQ(nn.Module):
         num_quantizers: int,
         *,
         codebook_dim: int = 8,
-        metric: Metric = "cosine",
+        metric: CodeMetric = "cosine",
         learning: Learning = Gradient(),
         start: Start = KMeans(),
         revival: Revival | None = Revival(),
@@ -117,6 +117,9 @@ class ProjectedResidualVQ(nn.Module):
 
         Returns:
             :class:`Quantized` with indices ``[..., Q]``, or ``[..., levels]``.
+
+        Raises:
+            TypeError, ValueError: x or mask does not fit, or levels is no int in 1 to Q.
         """
         levels = _stages.check_levels(levels, self.num_quantizers)
         _layout.check_input(x, mask, self.dim, self.channel_dim)

@@ -140,6 +140,9 @@ class QINCo(nn.Module):
 
         Returns:
             :class:`Quantized` with indices ``[..., Q]``, or ``[..., levels]``.
+
+        Raises:
+            TypeError, ValueError: x or mask does not fit, or levels is no int in 1 to Q.
         """
         levels = _stages.check_levels(levels, self.num_quantizers)
         rows, fault, shape = self._rows(x, mask)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -53,8 +54,8 @@ class Orthogonality:
     def __post_init__(self) -> None:
         _checks.fraction("weight", self.weight, high=float("inf"))
 
-    def __call__(self, codes: Tensor) -> Tensor:
-        """The loss of codes ``[H, K, D]``, before its weight."""
+    def __call__(self, codes: Tensor, seen: Callable[[], Seen]) -> Tensor:
+        """The loss of codes ``[H, K, D]``, before its weight, whatever was seen."""
         # cosines in 16 bits would sum errors of K^2 terms
         with torch.autocast(codes.device.type, enabled=False):
             unit = nn.functional.normalize(codes.to(compute_dtype(codes)), dim=-1)
@@ -106,15 +107,16 @@ class Diversity:
         if self.inverse_temperature == 0:
             raise ValueError("inverse_temperature must be above 0, got 0")
 
-    def __call__(self, codes: Tensor, seen: Seen) -> Tensor:
+    def __call__(self, codes: Tensor, seen: Callable[[], Seen]) -> Tensor:
         """The loss of codes ``[H, K, D]`` that were asked for what was seen, before its weight."""
+        batch = seen()
         found = ops.entropy(
-            seen.vectors,
+            batch.vectors,
             codes,
-            metric=seen.metric,
+            metric=batch.metric,
             inverse_temperature=self.inverse_temperature,
-            counted=seen.counted,
+            counted=batch.counted,
         )
         mean = found.probabilities  # [H, K]
-        mean = joint_mean(mean, found.counted) if seen.shared else mean
+        mean = joint_mean(mean, found.counted) if batch.shared else mean
         return -ops.distribution_entropy(mean).mean()

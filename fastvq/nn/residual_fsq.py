@@ -39,6 +39,9 @@ class ResidualFSQ(ResidualGrid):
     Attributes:
         codebook_size: the product of the levels: the codes of one quantizer.
 
+    In :meth:`forward` and :meth:`encode`, as in all residual quantizers, ``levels`` is how many of
+    the Q quantizers are taken.
+
     Raises:
         TypeError, ValueError: an argument or input does not fit; the text says what was expected.
 

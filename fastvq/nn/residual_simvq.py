@@ -119,6 +119,9 @@ class ResidualSimVQ(nn.Module):
 
         Returns:
             :class:`Quantized` with indices ``[..., Q]``, or ``[..., levels]``.
+
+        Raises:
+            TypeError, ValueError: x or mask does not fit, or levels is no int in 1 to Q.
         """
         levels = _stages.check_levels(levels, self.num_quantizers)
         _layout.check_input(x, mask, self.dim, self.channel_dim)

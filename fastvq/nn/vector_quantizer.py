@@ -21,10 +21,10 @@ from fastvq.ops.nearest.api import Metric as SearchMetric
 from fastvq.ops.quantize.api import GRADIENTS
 from fastvq.ops.quantize.api import Gradient as Estimator
 
-Metric = Literal["euclidean", "cosine", "angular", "dot"]
+CodeMetric = Literal["euclidean", "cosine", "angular", "dot"]
 # what finds the code; vectors and codes are of unit length under cosine, where the squared
 # euclidean distance has the same order and needs no norms
-_SEARCH: dict[Metric, SearchMetric] = {
+_SEARCH: dict[CodeMetric, SearchMetric] = {
     "euclidean": "euclidean",
     "cosine": "euclidean",
     "angular": "cosine",
@@ -50,7 +50,8 @@ class VectorQuantizer(nn.Module):
         heads: parts into which the channels are split, each with a codebook of its own.
         metric: ``euclidean``, ``cosine``, ``angular`` or ``dot``. Under ``cosine`` vectors and
             codes live on the unit sphere, and so does the output. ``angular`` chooses as cosine
-            does, by direction, and leaves vectors, codes, losses and output their lengths (DAC).
+            does, by direction, and leaves vectors, codes, losses and output their lengths (DAC);
+            under it :class:`KMeans` starts by euclidean distance.
         learning: :class:`EMA`, :class:`Gradient` or :class:`Frozen`.
         start: :class:`KMeans`, :class:`Uniform` or :class:`Given`.
         revival: how dead codes come back, or ``None``. Without effect under ``Frozen``.
@@ -90,7 +91,7 @@ class VectorQuantizer(nn.Module):
         *,
         codebook_dim: int | None = None,
         heads: int = 1,
-        metric: Metric = "euclidean",
+        metric: CodeMetric = "euclidean",
         learning: Learning = EMA(),
         start: Start = KMeans(),
         revival: Revival | None = Revival(),

@@ -149,13 +149,18 @@ class Codes:
         names = {name: i for i, name in enumerate(SPLITS)}
         levels = sum(name.startswith("codes_") for name in arrays)
         try:
-            rate = float(arrays["rate"])
+            rate, sizes = float(arrays["rate"]), arrays["codebook_sizes"]
+            if sizes.ndim != 1 or sizes.dtype.kind not in "iu":
+                raise ValueError(
+                    f"codebook_sizes must be integers [levels], got {sizes.dtype} "
+                    f"{list(sizes.shape)}"
+                )
             return cls(
                 grids=tuple(torch.from_numpy(arrays[f"codes_{i}"]).long() for i in range(levels)),
                 labels=torch.from_numpy(arrays["labels"]).long(),
                 split=torch.tensor([names[name] for name in arrays["split"].tolist()]),
                 classes=tuple(arrays["classes"].tolist()),
-                codebook_sizes=tuple(arrays["codebook_sizes"].tolist()),
+                codebook_sizes=tuple(sizes.tolist()),
                 codebooks=int(arrays["codebooks"]),
                 kind=str(arrays["kind"]),
                 size=tuple(arrays["size"].tolist()),
@@ -239,7 +244,7 @@ def encode_splits(
         labels=torch.cat([part.labels for _, part in labelled]),
         split=torch.cat([torch.full((len(part),), index) for index, part in labelled]),
         classes=splits.train.classes,
-        codebook_sizes=model.codebook_sizes,
+        codebook_sizes=model.level_codebook_sizes,
         codebooks=model.config.codebooks,
         kind=splits.train.kind,
         size=splits.train.size,
@@ -266,7 +271,10 @@ def _read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     # first, since another version may have other arrays
     version = arrays.get("format_version")
     if version is not None and not np.array_equal(version, FORMAT_VERSION):
-        raise ValueError(f"{path}: format_version must be {FORMAT_VERSION}, got {version}")
+        raise ValueError(
+            f"{path}: format_version must be {FORMAT_VERSION}, got {version}: "
+            "encode the data again with this version"
+        )
     missing = [key for key in _KEYS if key not in arrays]
     if missing:
         raise ValueError(f"{path}: not a file of codes: it lacks {', '.join(missing)}")

@@ -29,6 +29,7 @@ def sample_examples(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int = 0,
+    graph: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Draws new data: codes from the priors, the top level first, values from the model's decoder.
 
@@ -41,6 +42,7 @@ def sample_examples(
         top_k: how many codes may be drawn at each position.
         top_p: how much probability may be drawn at each position.
         seed: the same seed gives the same codes.
+        graph: draw by a CUDA graph, see `fastvq.priors.sample_from`; the same codes.
 
     Returns:
         Data float32 ``[N, C, *size]`` in [0, 1], class after class, and labels int64 ``[N]``,
@@ -48,7 +50,9 @@ def sample_examples(
 
     Raises:
         ValueError: a prior is missing or of another model, the classes of two priors differ, a
-            class is unknown, or a decoder that is told who speaks would not be.
+            class is unknown, or a decoder that is told who speaks would not be; ``graph`` where a
+            prior is not on a CUDA device or has no whole period to repeat.
+        TypeError: ``graph`` where a prior's steps do not repeat.
     """
     _check_priors(model, priors)
     _checks.positive("count", count)
@@ -69,6 +73,7 @@ def sample_examples(
                 top_k=top_k,
                 top_p=top_p,
                 generator=generator,
+                graph=graph,
                 progress=progress.step,
             )
             codes.append(drawn)
@@ -103,7 +108,7 @@ def codebook_images(model: Coder) -> Tensor:
     Returns:
         ``[K, C, H, W]`` in [0, 1].
     """
-    codes = torch.arange(model.codebook_sizes[0])[:, None, None].expand(-1, 3, 3)
+    codes = torch.arange(model.level_codebook_sizes[0])[:, None, None].expand(-1, 3, 3)
     height, width = model.level_strides[0]
     return metrics.decode(model, (codes,))[..., height : 2 * height, width : 2 * width]
 

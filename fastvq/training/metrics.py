@@ -90,7 +90,7 @@ def evaluate_reconstruction(model: Coder, examples: ExampleSet) -> Reconstructio
         model: on any device.
         examples: padded to multiples of the model's stride.
     """
-    parts, sizes = [], model.codebook_sizes
+    parts, sizes = [], model.level_codebook_sizes
     squared = nats = 0.0
     for positions, batch in batches(examples):
         found = _measured(model, batch, examples, positions)

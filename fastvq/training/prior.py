@@ -147,7 +147,8 @@ def train_prior(
     _check(codes, model, level)
     engine.check(training, len(codes.part("train")), processes)
     run = Path(out)
-    settings = {"level": _Level(level), "model": _setting(model), "training": training}
+    setting = model if isinstance(model, LevelPriorConfig) else _Top(model)
+    settings = {"level": _Level(level), "model": setting, "training": training}
     with together(processes, device), engine.seeded(training.seed, device):
         processes.by_first(lambda: _begin(run, settings, codes, resume=resume))
         task = _Task(priors.make(model).to(device), codes, level)
@@ -223,10 +224,6 @@ class _Top:
     """The prior of the top level as a setting: the class of its config is part of it."""
 
     prior: PriorConfig
-
-
-def _setting(model: PriorConfig | LevelPriorConfig) -> _Top | LevelPriorConfig:
-    return model if isinstance(model, LevelPriorConfig) else _Top(model)
 
 
 def _model(run: Path, level: int) -> PriorConfig | LevelPriorConfig:

@@ -52,6 +52,9 @@ def test_the_way_from_data_to_samples(tmp_path, command, monkeypatch):
     status, _, err = command("sample", run, "--device=abacus", "--out", tmp_path / "no.png")
     assert status != 0
     assert "abacus" in err
+    status, _, err = command("sample", run, "--device=cpu", "--graph", "--out", tmp_path / "no.png")
+    assert status != 0
+    assert "graph must be False unless the prior is on a CUDA device, got cpu" in err
     assert not (tmp_path / "no.png").exists()
     assert (
         command(
@@ -77,7 +80,8 @@ def test_the_way_from_data_to_samples(tmp_path, command, monkeypatch):
         )
         options = ("--temperature=0.5", "--top-k=3", "--top-p=0.9", "--seed=4", "--class=3")
         assert command("sample", run, *options, "--out", tmp_path / "s.png")[0] == 0
-    assert seen == {"classes": ["3"], "temperature": 0.5, "top_k": 3, "top_p": 0.9, "seed": 4}
+    told = {"classes": ["3"], "temperature": 0.5, "top_k": 3, "top_p": 0.9, "seed": 4}
+    assert seen == {**told, "graph": False}
     assert command("reconstruct", run, "-n5", "--out", tmp_path / "r.png")[0] == 0
 
     assert command("decode", run, codes, "--out", tmp_path / "decoded")[0] == 0

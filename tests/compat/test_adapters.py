@@ -269,3 +269,16 @@ def test_taming_names_a_file_that_is_not_there_or_no_array(tmp_path):
         VectorQuantizer2(32, 8, 0.25, remap=tmp_path / "empty.npy")
     with pytest.raises(FileNotFoundError, match="missing"):
         VectorQuantizer2(32, 8, 0.25, remap=tmp_path / "missing.npy")
+
+
+def test_taming_without_remap():
+    for wrong, error in ((True, TypeError), (None, TypeError), ("rand", ValueError)):
+        with pytest.raises(error, match="unknown_index must be"):
+            VectorQuantizer2(32, 8, 0.25, unknown_index=wrong)
+    with pytest.raises(ValueError, match=r"unknown_index must be in \[0, U = 32\).*got 32"):
+        VectorQuantizer2(32, 8, 0.25, unknown_index=32)
+    module = VectorQuantizer2(32, 8, 0.25, unknown_index="extra")
+    assert module.re_embed == 32
+    for call in (module.remap_to_used, module.unmap_to_all):
+        with pytest.raises(ValueError, match="there is no remap"):
+            call(torch.tensor([0]))

@@ -191,6 +191,15 @@ def test_bad_arguments():
     for levels in (0, 5):
         with pytest.raises(ValueError, match=rf"num_quantizers must be in \[1, 4\], got {levels}"):
             split.encode(torch.randn(1, 24, 5), levels)
+    for meaning in (0, 4):
+        config = SimpleNamespace(**{**vars(CONFIG), "num_semantic_quantizers": meaning})
+        with pytest.raises(ValueError, match=rf"below num_quantizers = 4, got {meaning}"):
+            adapters.MimiSplitResidualVectorQuantizer(config)
+    one = SimpleNamespace(**{**vars(CONFIG), "codebook_size": 1})
+    encodec = adapters.EncodecResidualVectorQuantizer(one)
+    assert encodec.get_num_quantizers_for_bandwidth() == 4
+    with pytest.raises(ValueError, match="bandwidth must be None where codebook_size is 1"):
+        encodec.encode(torch.randn(1, 16, 5), 1.2)
     wide = SimpleNamespace(**{**vars(CONFIG), "codebook_dim": 8})
     with pytest.raises(ValueError, match=r"must be vector_quantization_hidden.* = 16, got 8"):
         adapters.MimiResidualVectorQuantizer(wide)

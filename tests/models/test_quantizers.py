@@ -122,7 +122,13 @@ def test_settings_reach_the_quantizer():
             "codebook_size must be 25, the product of fsq_levels, got 64",
         ),
         ({"gradient": "straight"}, "gradient must be one of .* did you mean 'straight_through'"),
-        ({"gradient": "diveq"}, r"gradient 'diveq' .* needs learning=Gradient\(...\), got EMA"),
+        ({"gradient": "diveq"}, "learning must be 'gradient' for gradient 'diveq', got 'ema'"),
+        (
+            {"quantizer": "projected_residual", "codebooks": 2, "gradient": "diveq", "decay": 0.9},
+            "learning must be 'gradient' for gradient 'diveq', got 'ema'",
+        ),
+        ({"quantizer": "fsq", "fsq_levels": ()}, "fsq_levels must hold at least one number"),
+        ({"quantizer": "fsq", "fsq_levels": (8, 1)}, "each of fsq_levels must be at least 2"),
         (
             {"quantizer": "residual", "codebooks": 2, "gradient": "diveq"},
             "gradient must be one of straight_through, rotation, got 'diveq'",
@@ -133,3 +139,9 @@ def test_settings_reach_the_quantizer():
 def test_refused_settings(options, message):
     with pytest.raises(ValueError, match=message):
         VQVAEConfig(**options)
+
+
+@pytest.mark.parametrize("levels", [[5, 5], 25])
+def test_fsq_levels_are_a_tuple(levels):
+    with pytest.raises(TypeError, match="fsq_levels must be one of tuple"):
+        VQVAEConfig(quantizer="fsq", codebook_size=25, fsq_levels=levels)

@@ -31,13 +31,13 @@ def test_three_levels_from_the_top_down():
 def test_each_level_has_a_codebook_of_its_own_size(tmp_path, quantizer):
     sizes = {"codebook_size": 64, "codebook_sizes": (32, 4)}
     model = started(make("VQVAE2", quantizer, **sizes), 8, 8).eval()
-    assert model.codebook_sizes == (4, 32)
+    assert model.level_codebook_sizes == (4, 32)
     # G log2 K of 2x2 positions at the top and of 4x4 below
     books = model.config.codebooks
     assert model.nominal_bits(8, 8) == books * (4 * 2 + 16 * 5)
     x = batch(model, 8, 8)
     grids = model.encode(x)
-    for level, size in enumerate(model.codebook_sizes):
+    for level, size in enumerate(model.level_codebook_sizes):
         assert grids[level].max() < size
         # the largest code is one of the level's, the next is none
         edge = [torch.zeros_like(grid) for grid in grids]
@@ -61,7 +61,7 @@ def test_a_model_saved_without_sizes_of_its_levels_loads(tmp_path):
     path.write_text(json.dumps(document))
     loaded = VQVAE2.from_pretrained(tmp_path)
     assert loaded.config == model.config
-    assert loaded.codebook_sizes == (16, 16)
+    assert loaded.level_codebook_sizes == (16, 16)
 
 
 def pictures(examples=16):
@@ -203,11 +203,26 @@ def test_a_list_is_no_tuple():
                 "fsq_levels": (5, 5),
                 "codebook_size": 25,
             },
-            r"codebook_sizes must be None for quantizer 'fsq', got \(25, 25\)",
+            r"codebook_sizes must be None where fsq_levels is given, got \(25, 25\)",
         ),
-        ({"codebook_sizes": (8, 6), "quantizer": "lfq"}, "the next one is 8"),
+        (
+            {
+                "codebook_sizes": (25, 25),
+                "quantizer": "residual_fsq",
+                "codebooks": 2,
+                "fsq_levels": (5, 5),
+            },
+            r"codebook_sizes must be None where fsq_levels is given, got \(25, 25\)",
+        ),
+        ({"codebook_sizes": (8, 6), "quantizer": "lfq"}, "each of codebook_sizes: .*next one is 8"),
     ],
 )
 def test_refused_configs(options, message):
     with pytest.raises(ValueError, match=message):
         VQVAE2Config(**options)
+
+
+@pytest.mark.parametrize("sizes", [[8, 4], 8])
+def test_codebook_sizes_are_a_tuple(sizes):
+    with pytest.raises(TypeError, match="codebook_sizes must be one of tuple"):
+        VQVAE2Config(codebook_sizes=sizes)

@@ -114,6 +114,16 @@ def test_padding_and_bad_rows_do_not_count():
     assert loss.item() == pytest.approx(by_definition(x[mask], vq.codebook, beta=2.0).item(), 1e-5)
     loss.backward()
     assert padded.grad.isfinite().all()
+    # a bad row that is not padding shows in the loss, and moves no code
+    mask[2, 0] = False
+    wide = vq.codebook.detach().double().requires_grad_()
+    (wanted,) = torch.autograd.grad(by_definition(x[mask], wide, beta=2.0), wide)
+    mask[2, 0], bad = True, x.clone()
+    bad[2, 0, 1] = torch.nan
+    loss = vq(bad, mask).loss
+    assert loss.isnan()
+    (grad,) = torch.autograd.grad(loss, vq.book.vectors)
+    torch.testing.assert_close(grad[0].double(), wanted, rtol=1e-4, atol=1e-7)
     assert vq(torch.empty(0, 4)).loss == 0
 
 

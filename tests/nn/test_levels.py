@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fastvq import (
+    EMA,
     Gradient,
     GroupedResidualVQ,
     ProjectedResidualVQ,
@@ -15,6 +16,7 @@ from fastvq import (
     ResidualSimVQ,
     ResidualVQ,
 )
+from fastvq.nn.codebook import Codebook
 
 DIM, LEVELS = 8, 3
 MAKERS = {
@@ -28,6 +30,8 @@ MAKERS = {
     "lfq": lambda: ResidualLFQ(16, LEVELS, DIM),
     "qinco": lambda: QINCo(DIM, 20, LEVELS, blocks=1, hidden=8),
 }
+# parameters with a part for each level
+OF_LEVELS = ("book.vectors", "maps", "mix", "bias", "up", "down")
 
 
 @pytest.fixture(params=MAKERS)
@@ -56,22 +60,77 @@ def test_are_those_of_encode_and_decode(quantizer):
         assert torch.equal(a, b)
 
 
-def test_later_levels_keep_their_codes_in_training(quantizer):
-    before = copy.deepcopy(quantizer)
+def state(quantizer):
+    """Codes and use of every level, group after group; of a shared codebook those of one."""
+    books = [module for module in quantizer.modules() if isinstance(module, Codebook)]
+    names = ("vectors", "cluster_size") if books else ()
+    return [torch.cat([getattr(book, name).detach() for book in books]) for name in names]
+
+
+def of_level(tensors, level):
+    return [tensor[level::LEVELS] for tensor in tensors]
+
+
+def test_in_training_they_learn_as_beside_the_others(quantizer):
+    whole, before = copy.deepcopy(quantizer), state(quantizer)
+    x, mask = torch.randn(4, 50, DIM), torch.rand(4, 50) > 0.3
+    torch.manual_seed(1)
+    indices = quantizer(x, mask, levels=2).indices
+    torch.manual_seed(1)
+    assert torch.equal(indices, whole(x, mask).indices[..., :2])
+    after = state(quantizer)
+    if not getattr(quantizer, "shared_codebook", False):
+        for level in (0, 1):
+            torch.testing.assert_close(
+                of_level(after, level), of_level(state(whole), level), rtol=0, atol=0
+            )
+    torch.testing.assert_close(of_level(after, 2), of_level(before, 2), rtol=0, atol=0)
+
+
+def test_gradients_are_of_them_alone(quantizer):
     x, mask = torch.randn(4, 50, DIM, requires_grad=True), torch.rand(4, 50) > 0.3
     quantized, indices, loss = quantizer(x, mask, levels=2)
     assert indices.shape[-1] == 2
     assert (indices[~mask] == -1).all()
     assert not quantized[~mask].any()
-    (quantized.sum() + loss).backward()
+    (quantized.square().sum() + loss).backward()
     assert (x.grad[mask].abs().amax(-1) > 0).all()
-    if hasattr(quantizer, "codebook") and not getattr(quantizer, "shared_codebook", False):
-        last = quantizer.codebook.movedim(-3, 0)[-1], before.codebook.movedim(-3, 0)[-1]
-        assert torch.equal(*last)
-    # and the first ones learn as they do beside the others
-    torch.manual_seed(1)
-    expected = before(x, mask)
-    torch.testing.assert_close(indices, expected.indices[..., :2])
+    for name, parameter in quantizer.named_parameters():
+        if name.startswith("levels.2."):
+            assert parameter.grad is None, name
+        elif name in OF_LEVELS:
+            assert parameter.grad[0].any(), name
+            assert not parameter.grad[-1].any(), name
+        else:
+            assert parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_what_is_left_out_for_long_is_not_dead(every):
+    vq = ResidualVQ(DIM, 20, LEVELS, learning=EMA(decay=0.8, every=every))
+    for _ in range(every):
+        vq(torch.randn(15, DIM))
+    codes, size = (tensor.clone() for tensor in (vq.codebook[2], vq.book.cluster_size[2]))
+    for _ in range(100):
+        vq(torch.randn(15, DIM), levels=2)
+    assert torch.equal(vq.codebook[2], codes)
+    assert torch.equal(vq.book.cluster_size[2], size)
+    taken = [vq(torch.randn(15, DIM)).indices[:, 2] for _ in range(every)]
+    idle = torch.ones(20, dtype=torch.bool)
+    idle[torch.cat(taken)] = False
+    assert idle.any()
+    assert torch.equal(vq.codebook[2][idle], codes[idle])
+
+
+def test_dropout_that_leaves_a_level_out_forgets_nothing():
+    vq, x = ResidualVQ(DIM, 20, LEVELS, dropout=0.99), torch.randn(1, 50, DIM)
+    lacking = 0
+    for _ in range(20):
+        before = vq.book.cluster_size.clone()
+        left_out = (vq(x).indices < 0).flatten(0, 1).all(0)  # [Q]
+        assert torch.equal((vq.book.cluster_size == before).all(-1), left_out)
+        lacking += int(left_out.sum())
+    assert lacking > 5
 
 
 def test_dropout_draws_from_them():
@@ -80,19 +139,6 @@ def test_dropout_draws_from_them():
     vq(x)
     taken = (vq(x, levels=2).indices >= 0).sum(-1)
     assert taken.unique().tolist() == [1, 2]
-
-
-def test_codes_learn_as_with_all_levels():
-    first, other = (MAKERS["residual"]() for _ in range(2))
-    x = torch.randn(4, 50, DIM)
-    first(x)
-    other.load_state_dict(first.state_dict())
-    x = torch.randn(4, 50, DIM)
-    first(x)
-    other(x, levels=2)
-    assert torch.equal(first.codebook[:2], other.codebook[:2])
-    assert not torch.equal(first.codebook[2], other.codebook[2])
-    assert torch.equal(first.book.cluster_size[:2], other.book.cluster_size[:2])
 
 
 def test_compile_whole():

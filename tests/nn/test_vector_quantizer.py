@@ -187,6 +187,29 @@ def test_angular_keeps_lengths(learning):
     assert torch.equal(quantizer.decode(indices), quantizer.codebook)
 
 
+def test_angular_starts_and_revives_with_lengths():
+    x = torch.tensor([[3.0, 0.0], [0.0, 0.5]])
+    quantizer = VectorQuantizer(2, 2, metric="angular", start=KMeans())
+    quantizer(x.repeat(10, 1))
+    assert torch.equal(quantizer.codebook.sort(0).values, x.sort(0).values)
+    dead = torch.tensor([[3.0, 0.0], [0.0, 0.5], [-9.0, -9.0]])
+    quantizer = VectorQuantizer(2, 3, metric="angular", start=Given(dead), learning=EMA(decay=0.0))
+    quantizer(x)
+    assert (quantizer.codebook[2] == x).all(-1).any()
+
+
+def test_angular_takes_a_vector_without_direction(backend):
+    codes = torch.tensor([[3.0, 0.0], [0.0, 0.5]])
+    quantizer = VectorQuantizer(2, 2, metric="angular", start=Given(codes))
+    x = torch.zeros(1, 2, requires_grad=True)
+    quantized, indices, loss = quantizer(x)
+    # all are as far, and the lowest wins
+    assert indices.tolist() == [0]
+    assert torch.equal(quantized, codes[:1])
+    (grad,) = torch.autograd.grad(quantized.sum() + loss, x)
+    torch.testing.assert_close(grad, 1 + 0.25 * (x - codes[:1]))
+
+
 def test_heads_are_quantizers_side_by_side(backend):
     start = torch.randn(2, 16, 4)
     both = VectorQuantizer(8, 16, heads=2, start=Given(start), revival=None)

@@ -142,8 +142,10 @@ def write(path, **changes):
         ({"format_version": np.asarray(4)}, "format_version must be 3, got 4"),
         (
             {"format_version": np.asarray(2), "codebook_sizes": None},
-            "format_version must be 3, got 2",
+            "format_version must be 3, got 2: encode the data again with this version",
         ),
+        ({"codebook_sizes": np.asarray(4)}, r"must be integers \[levels\], got int64 \[\]"),
+        ({"codebook_sizes": np.array([4.0])}, r"integers \[levels\], got float64 \[1\]"),
         ({"fingerprint": None}, "not a file of codes: it lacks fingerprint"),
         ({"codes_0": np.array([{}, {}])}, r"not a whole \.npz file of codes"),
     ],

@@ -60,9 +60,17 @@ class EncodecResidualVectorQuantizer(Adapter):
         self.num_quantizers = config.num_quantizers
 
     def get_num_quantizers_for_bandwidth(self, bandwidth: float | None = None) -> int:
-        """How many levels a bandwidth in kbit/s has room for; Q without one."""
+        """How many levels a bandwidth in kbit/s has room for; Q without one.
+
+        Raises:
+            ValueError: a bandwidth, and codes that carry no bits.
+        """
         if bandwidth is None or bandwidth <= 0:
             return self.num_quantizers
+        if self.codebook_size == 1:
+            raise ValueError(
+                f"bandwidth must be None where codebook_size is 1, of no bits, got {bandwidth}"
+            )
         level = math.log2(self.codebook_size) * self.frame_rate  # bit/s
         return max(1, math.floor(bandwidth * 1000 / level))
 
@@ -152,6 +160,10 @@ class MimiSplitResidualVectorQuantizer(nn.Module):
         config: as :class:`MimiResidualVectorQuantizer` has it, with ``num_semantic_quantizers``,
             the levels of the first one; the others, of ``num_quantizers`` in all, are the second's.
 
+    Raises:
+        ValueError: ``num_semantic_quantizers`` is not in 1 to ``num_quantizers - 1``, or as
+            :class:`MimiResidualVectorQuantizer` has it.
+
     Source: 2410.00037, section 3.3.2.
 
     Example:
@@ -170,6 +182,11 @@ class MimiSplitResidualVectorQuantizer(nn.Module):
 
     def __init__(self, config: Any) -> None:
         super().__init__()
+        if not 1 <= config.num_semantic_quantizers < config.num_quantizers:
+            raise ValueError(
+                "num_semantic_quantizers must be at least 1 and below num_quantizers = "
+                f"{config.num_quantizers}, got {config.num_semantic_quantizers}"
+            )
         self.codebook_size, self.frame_rate = config.codebook_size, config.frame_rate
         self.max_num_quantizers = config.num_quantizers
         self.num_semantic_quantizers = config.num_semantic_quantizers

@@ -33,7 +33,7 @@ class VectorQuantizer2(Adapter):
         beta: :math:`\beta`.
         remap: an ``.npy`` file of the indices of the used codes, U of them, ``[U]``.
         unknown_index: what the index of an unused code becomes: ``random`` for one of the used,
-            ``extra`` for U, or a number below U.
+            ``extra`` for U, or a number below U, which without ``remap`` is ``n_e``.
         sane_index_shape: indices ``[B, height, width]`` in place of flat ones, which are
             ``[N, 1]`` with ``remap`` and ``[N]`` without.
         legacy: where beta is; ``True`` is the default there, and a mistake.
@@ -81,20 +81,12 @@ class VectorQuantizer2(Adapter):
         self.n_e, self.e_dim, self.beta = n_e, e_dim, beta
         self.sane_index_shape, self.legacy = sane_index_shape, legacy
         self.remap, self.re_embed, self.unknown_index = remap, n_e, unknown_index
-        if remap is None:
-            return
-        _checks.instance("unknown_index", unknown_index, str, int)
-        self.register_buffer("used", _used(remap, n_e))
-        self.re_embed = len(self.used)
-        if unknown_index == "extra":
+        if remap is not None:
+            self.register_buffer("used", _used(remap, n_e))
+            self.re_embed = len(self.used)
+        _check_unknown(unknown_index, self.re_embed)
+        if remap is not None and unknown_index == "extra":
             self.unknown_index, self.re_embed = self.re_embed, self.re_embed + 1
-        elif isinstance(unknown_index, str):
-            _checks.one_of("unknown_index", unknown_index, ("random", "extra"))
-        elif not 0 <= unknown_index < self.re_embed:
-            raise ValueError(
-                f"unknown_index must be in [0, U = {self.re_embed}), the number of used codes, "
-                f"got {unknown_index}"
-            )
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, tuple[None, None, Tensor]]:
         """Codes, loss and ``(None, None, indices)`` of z ``[B, D, height, width]``."""
@@ -110,7 +102,11 @@ class VectorQuantizer2(Adapter):
         """Numbers among the used codes of the indices of codes, int64 of any shape.
 
         Random ones are drawn anew at every call, on the device of the indices.
+
+        Raises:
+            ValueError: there is no remap.
         """
+        self._check_remap()
         places = torch.arange(len(self.used), device=inds.device)
         # the first place of a code that is named twice; past the end where there is none
         table = torch.full((self.n_e,), len(self.used), device=inds.device)
@@ -123,7 +119,12 @@ class VectorQuantizer2(Adapter):
         return torch.where(found < len(self.used), found, other)
 
     def unmap_to_all(self, inds: Tensor) -> Tensor:
-        """Indices of codes of numbers among the used, of any shape; the extra one is the first."""
+        """Indices of codes of numbers among the used, of any shape; the extra one is the first.
+
+        Raises:
+            ValueError: there is no remap.
+        """
+        self._check_remap()
         if self.re_embed > len(self.used):
             inds = torch.where(inds < len(self.used), inds, 0)
         return self.used[inds]
@@ -133,6 +134,24 @@ class VectorQuantizer2(Adapter):
         indices = indices.flatten() if self.remap is None else self.unmap_to_all(indices.flatten())
         codes = torch.nn.functional.embedding(indices, self.quantizer.codebook)
         return codes if shape is None else codes.view(*shape).movedim(-1, 1).contiguous()
+
+    def _check_remap(self) -> None:
+        if self.remap is None:
+            raise ValueError("there is no remap: indices number all codes")
+
+
+def _check_unknown(unknown_index: str | int, used: int) -> None:
+    if isinstance(unknown_index, str):
+        _checks.one_of("unknown_index", unknown_index, ("random", "extra"))
+    elif isinstance(unknown_index, bool) or not isinstance(unknown_index, int):
+        raise TypeError(
+            f"unknown_index must be a str or an int, got {type(unknown_index).__name__}"
+        )
+    elif not 0 <= unknown_index < used:
+        raise ValueError(
+            f"unknown_index must be in [0, U = {used}), the number of used codes, "
+            f"got {unknown_index}"
+        )
 
 
 def _used(path: str | os.PathLike[str], n_e: int) -> Tensor:
