@@ -1,6 +1,7 @@
 """What every test shares: one seed, the backends, and outputs that nobody may leave unwritten."""
 
 import os
+from contextlib import contextmanager
 
 import torch
 
@@ -13,6 +14,22 @@ import pytest
 import fastvq
 from fastvq import _native
 
+if os.environ.get("TRITON_INTERPRET") == "1" and os.name != "nt":
+    from triton.runtime import interpreter
+
+    _prepared = set()
+
+    def _call(function, *args, **kwargs):
+        """A call by a kernel: half the time of the interpreter's own, which each time puts all of
+        the language in place anew, though the launch has done so, and the first call for good."""
+        module = function.fn.__globals__
+        if id(module) not in _prepared:
+            _prepared.add(id(module))
+            interpreter._patch_lang(function.fn)
+        return function.rewrite()(*args, **kwargs)
+
+    interpreter.InterpretedFunction.__call__ = _call
+
 # a script of test_triton_aot.py, for processes of its own
 collect_ignore = ["ops/compile_ahead.py"]
 BACKENDS = ("reference", "native", "triton")
@@ -23,16 +40,23 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest):
-    """Each implementation in turn, asked for by name."""
-    if request.param == "native" and _native.reason() is not None:
+@contextmanager
+def using(name: str):
+    """Asks for a backend by name, which has to be there unless it cannot."""
+    if name == "native" and _native.reason() is not None:
         if os.environ.get("FASTVQ_EXTENSION") == "0":
             pytest.skip("built without the extension, as FASTVQ_EXTENSION=0 asks")
         pytest.fail(f"the extension is missing: {_native.reason()}")
-    if request.param == "triton" and os.name == "nt":
+    if name == "triton" and os.name == "nt":
         pytest.skip("triton has no Windows build")
-    with fastvq.use_backend(request.param):
+    with fastvq.use_backend(name):
+        yield
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest):
+    """Each implementation in turn."""
+    with using(request.param):
         yield request.param
 
 

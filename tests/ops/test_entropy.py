@@ -64,7 +64,7 @@ def test_by_hand(backend):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 1, 3), (33, 70, 2), (40, 130, 17)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 1, 3), (33, 70, 2), (20, 130, 17)], ids=str)
 def test_entropies(backend, budgeted, shape, metric):
     dtype, relative = budgeted
     x, codebook = testing.gaussian(*shape, dtype=dtype)
@@ -85,7 +85,7 @@ def test_entropies(backend, budgeted, shape, metric):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("shape", [(1, 1, 1), (33, 70, 2), (40, 130, 17), (5, 20, 70)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (33, 20, 17), (5, 70, 2), (5, 20, 70)], ids=str)
 def test_soft_assignment(backend, budgeted, shape, metric):
     dtype, relative = budgeted
     x, codebook = testing.gaussian(*shape, dtype=dtype)
@@ -104,8 +104,8 @@ def test_soft_assignment(backend, budgeted, shape, metric):
 @pytest.mark.parametrize("metric", METRICS)
 def test_code_cross_entropy(backend, budgeted, metric):
     dtype, relative = budgeted
-    x, codebook = testing.gaussian(40, 130, 17, dtype=dtype)
-    indices = torch.randint(-1, 130, (40,))
+    x, codebook = testing.gaussian(33, 70, 17, dtype=dtype)
+    indices = torch.randint(-1, 70, (33,))
     indices[3] = -1
     a, c = leaves(x, codebook)
     b, e = leaves(x.double(), codebook.double())

@@ -60,7 +60,12 @@ def test_by_hand(backend, x, codebook, metric, indices, distances):
 @pytest.mark.usefixtures("poisoned_empty")
 def test_exact_on_hard_inputs(backend, case, metric):
     x, codebook = case.make()
-    testing.assert_nearest(x, codebook, nearest(x, codebook, metric=metric), metric)
+    result = nearest(x, codebook, metric=metric)
+    testing.assert_nearest(x, codebook, result, metric)
+    # float32 may not tell apart what float64 does, and the promise leaves it that room
+    if metric == "euclidean" and case.name != "one_ulp_apart":
+        with fastvq.use_backend("reference"):
+            assert torch.equal(result.indices, nearest(x, codebook).indices)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -81,21 +86,8 @@ def test_dtypes_mix(backend, x_dtype, codebook_dtype):
     testing.assert_nearest(x, codebook, nearest(x, codebook))
 
 
-@pytest.mark.parametrize("case", testing.NEAREST_CASES, ids=lambda case: case.name)
-def test_backends_agree_on_every_index(backend, case):
-    x, codebook = case.make()
-    with fastvq.use_backend("reference"):
-        expected = nearest(x, codebook).indices
-    actual = nearest(x, codebook).indices
-    # float32 may not tell apart what float64 does, and the promise leaves it that room
-    if case.name == "one_ulp_apart":
-        assert not testing.wrong_codes(x, codebook, actual).any()
-    else:
-        assert torch.equal(actual, expected)
-
-
 def test_fast_is_nearly_exact(backend):
-    x, codebook = testing.gaussian(300, 100, 32)
+    x, codebook = testing.gaussian(100, 100, 32)
     fast = nearest(x, codebook, precision="fast").indices
     distances = testing.exact_distances(x, codebook)
     chosen = distances.gather(1, fast.unsqueeze(1)).squeeze(1)
@@ -128,7 +120,7 @@ VIEWS = {
 
 @pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS.keys())
 def test_views_give_the_answer_of_their_copy(backend, view):
-    x, codebook = testing.gaussian(60, 70, 24)
+    x, codebook = testing.gaussian(60, 40, 24)
     strided = view(x)
     result, expected = nearest(strided, codebook), nearest(strided.contiguous().clone(), codebook)
     assert result.indices.shape == strided.shape[:-1]
@@ -148,7 +140,7 @@ def test_strided_codebook(backend, metric):
 
 
 def test_same_bits_every_time(backend):
-    x, codebook = testing.gaussian(150, 90, 40)
+    x, codebook = testing.gaussian(70, 70, 20)
     first = nearest(x, codebook)
     for _ in range(3):
         again = nearest(x, codebook)
@@ -192,7 +184,7 @@ def test_is_not_differentiable():
 PROPERTIES = settings(
     max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-SIZES = {"n": st.integers(1, 40), "k": st.integers(1, 60), "d": st.integers(1, 40)}
+SIZES = {"n": st.integers(1, 20), "k": st.integers(1, 60), "d": st.integers(1, 40)}
 
 
 @PROPERTIES
@@ -212,7 +204,7 @@ def test_scaling_by_a_power_of_two_changes_nothing(backend, n, k, d, exponent):
 
 
 @PROPERTIES
-@given(**SIZES, cut=st.integers(0, 40))
+@given(**SIZES, cut=st.integers(0, 20))
 def test_splitting_the_batch_changes_nothing(backend, n, k, d, cut):
     x, codebook = testing.gaussian(n, k, d)
     whole = nearest(x, codebook)

@@ -10,6 +10,20 @@ from fastvq import testing
 from fastvq.ops import statistics
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+# (N, K, D): none and one of each; codes of more rows than a block takes, and than a piece; channels
+# over a tile, and over two
+SHAPES = (
+    (1, 1, 1),
+    (0, 5, 4),
+    (7, 1, 3),
+    (5, 17, 1),
+    (33, 16, 2),
+    (63, 10, 17),
+    (300, 2, 64),
+    (129, 3, 100),
+    (17, 5, 300),
+    (40, 3, 1100),
+)
 
 
 def expected(x, indices, num_codes, codebook=None):
@@ -48,7 +62,7 @@ def test_by_hand(backend):
 
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", testing.SHAPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.usefixtures("poisoned_empty")
 def test_shapes_and_dtypes(backend, shape, dtype, residual):
     x, codebook = testing.gaussian(*shape, dtype=dtype)
@@ -63,7 +77,7 @@ def test_one_code_takes_every_row(backend):
 
 
 def test_most_codes_take_none(backend):
-    check(torch.randn(50, 6), torch.randint(0, 700, (50,)), 700)
+    check(torch.randn(20, 6), torch.randint(0, 150, (20,)), 150)
 
 
 def test_channels_first(backend):
@@ -113,9 +127,15 @@ def test_bad_rows_of_a_code_that_takes_most(backend):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_every_16_bit_value(backend, dtype):
-    # neighbours share their exponent, so that whole rows are finite or not
-    x = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype).view(512, 128)
-    counts, sums = statistics(x, torch.arange(512), 512)
+    def rows(values):
+        """With some values again, where they fill no whole number of rows."""
+        number = -(-len(values) // 1024)
+        return values.repeat(4)[: number * 1024].view(number, 1024)
+
+    every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype)
+    finite = torch.isfinite(every)
+    x = torch.cat([rows(every[finite]), rows(every[~finite])])
+    counts, sums = statistics(x, torch.arange(len(x)), len(x))
     finite = torch.isfinite(x)
     assert torch.equal(counts, finite.all(-1).float())
     # the interpreter of Triton takes the subnormals of bfloat16, which are float32's, for zero
@@ -152,7 +172,7 @@ def test_compiles_whole(backend):
 @settings(
     max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(n=st.integers(1, 60), k=st.integers(1, 30), d=st.integers(1, 20))
+@given(n=st.integers(1, 60), k=st.integers(1, 12), d=st.integers(1, 20))
 def test_renaming_codes_permutes_the_rows(backend, n, k, d):
     x, _ = testing.gaussian(n, 1, d)
     indices, names = torch.randint(0, k, (n,)), torch.randperm(k)
