@@ -20,9 +20,9 @@ demo: setup  ## train a VQ-VAE and its prior on handwritten digits; pictures and
 	$(if $(filter demo,$(OUT)),rm -rf demo)
 	$(BIN)/fastvq demo --out $(OUT)
 
-# threads that wait by spinning make a busy machine several times slower
+# a process for each core, each with one thread: more of them only wait for each other
 test: setup  ## the tests
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 check: setup  ## style and types
 	$(BIN)/ruff check .
