@@ -20,9 +20,10 @@ demo: setup  ## train a VQ-VAE and its prior on handwritten digits; pictures and
 	$(if $(filter demo,$(OUT)),rm -rf demo)
 	$(BIN)/fastvq demo --out $(OUT)
 
-# threads that wait by spinning make a busy machine several times slower
+# a worker a core, so a thread a worker; one that waits by spinning makes a busy machine several
+# times slower
 test: setup  ## the tests
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 check: setup  ## style and types
 	$(BIN)/ruff check .
