@@ -1,11 +1,17 @@
 """Two processes of one gloo group, for the tests of what they share."""
 
+import multiprocessing
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+
+# a server imports once what each process would; where there is none, each imports it
+METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+if METHOD == "forkserver":
+    multiprocessing.set_forkserver_preload(["torch", "fastvq", "vector_quantize_pytorch"])
 
 
 def run_two(work, folder, *arguments):
@@ -16,7 +22,7 @@ def run_two(work, folder, *arguments):
     if not dist.is_available():
         pytest.skip("this torch has no torch.distributed")
     torch.save(arguments, Path(folder) / "arguments.pt")
-    mp.spawn(_process, (str(folder), work), nprocs=2)
+    mp.start_processes(_process, (str(folder), work), nprocs=2, start_method=METHOD)
     return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(2)]
 
 

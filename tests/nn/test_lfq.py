@@ -17,6 +17,8 @@ from .processes import run_two
 
 
 class TestContract(QuantizerContract):
+    training_compiler = "inductor"
+
     def make(self, channel_dim=-1):
         return LFQ(2**7, self.dim, channel_dim=channel_dim)
 

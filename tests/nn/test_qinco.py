@@ -13,7 +13,7 @@ from .processes import run_two
 
 class TestContract(QuantizerContract):
     def make(self, channel_dim=-1):
-        return QINCo(self.dim, 24, 3, blocks=2, hidden=20, channel_dim=channel_dim)
+        return QINCo(self.dim, 24, 2, blocks=1, hidden=20, channel_dim=channel_dim)
 
 
 def shaken(vq, size=0.2):

@@ -11,6 +11,8 @@ from fastvq.testing.contract import QuantizerContract
 
 
 class TestContract(QuantizerContract):
+    training_compiler = "inductor"
+
     def make(self, channel_dim=-1):
         return ResidualVQ(self.dim, 32, 3, channel_dim=channel_dim)
 

@@ -20,6 +20,8 @@ from fastvq.testing.contract import QuantizerContract
 
 
 class TestContract(QuantizerContract):
+    training_compiler = "inductor"
+
     def make(self, channel_dim=-1):
         return VectorQuantizer(self.dim, 32, channel_dim=channel_dim)
 

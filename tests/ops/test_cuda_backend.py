@@ -1,6 +1,10 @@
-"""The CUDA part of the native backend: what nvcc makes of it, and what the table says of it."""
+"""The CUDA part of the native backend: what nvcc makes of it, and what the table says of it.
+
+``FASTVQ_COMPILE=all`` compiles for every architecture, which takes some minutes.
+"""
 
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -22,6 +26,7 @@ spec = importlib.util.spec_from_file_location("setup", ROOT / "setup.py")
 setup = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(setup)
 NVCC = setup.find_nvcc()
+EVERYTHING = os.environ.get("FASTVQ_COMPILE") == "all"
 
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
 
@@ -59,16 +64,25 @@ def compile_kernels(folder: Path, architectures: tuple[int, ...]) -> str:
         return "".join(pool.map(compile_one, KERNELS))
 
 
-def check_resources(said: str) -> None:
-    """No kernel of ours spills, nor takes more than its share of a multiprocessor."""
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory) -> tuple[Path, str]:
+    """The folder of the objects, and what ptxas said."""
+    folder = tmp_path_factory.mktemp("kernels")
+    return folder, compile_kernels(folder, setup.supported(NVCC) if EVERYTHING else (90,))
+
+
+@needs_nvcc
+def test_no_kernel_spills(compiled):
+    """Nor takes more than its share of a multiprocessor."""
+    assert len(setup.supported(NVCC)) >= 2
     found = re.findall(
         r"Compiling entry function '(\w+)' for 'sm_(\d+)'.*?"
         r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?"
         r"Used (\d+) registers(?:[^\n]*?, (\d+) bytes smem)?",
-        said,
+        compiled[1],
         re.DOTALL,
     )
-    assert len(found) == said.count("Compiling entry function")
+    assert len(found) == compiled[1].count("Compiling entry function")
     ours = [kernel for kernel in found if kernel[0].startswith("_ZN6fastvq")]
     declared = re.findall(r"__global__ .*?(\w+_kernel)\(", "".join(map(Path.read_text, KERNELS)))
     assert {name for name in declared if any(name in kernel[0] for kernel in ours)} == {*declared}
@@ -77,25 +91,6 @@ def check_resources(said: str) -> None:
         # three blocks of the search to a multiprocessor, or more
         assert int(registers) <= 168, (name, architecture, registers)
         assert int(shared or 0) <= 33 << 10, (name, architecture, shared)
-
-
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory) -> tuple[Path, str]:
-    """The folder of the objects for one architecture, and what ptxas said."""
-    folder = tmp_path_factory.mktemp("kernels")
-    return folder, compile_kernels(folder, (90,))
-
-
-@needs_nvcc
-def test_no_kernel_spills(compiled):
-    check_resources(compiled[1])
-
-
-@needs_nvcc
-@pytest.mark.slow
-def test_no_kernel_spills_on_any_architecture(tmp_path):
-    assert len(setup.supported(NVCC)) >= 2
-    check_resources(compile_kernels(tmp_path, setup.supported(NVCC)))
 
 
 @needs_nvcc

@@ -101,8 +101,10 @@ def test_bfloat16_trains_float32_weights_and_differs_from_float32(tmp_path):
 
 @pytest.mark.slow
 def test_compiled_training_is_the_same_training(tmp_path):
-    trained(tmp_path, "eager", log_every=1)
-    trained(tmp_path, "compiled", log_every=1, compile=True)
+    # the size of a graph, which is what compiling takes its time for, shows nothing more
+    model = dataclasses.replace(GRADIENT, hidden_channels=8, residual_blocks=1)
+    trained(tmp_path, "eager", model, log_every=1)
+    trained(tmp_path, "compiled", model, log_every=1, compile=True)
     eager, compiled = loss_curve(tmp_path / "eager"), loss_curve(tmp_path / "compiled")
     # other kernels, other roundings, until the first near-tie sends a vector to another code
     assert compiled[:3] == pytest.approx(eager[:3], rel=1e-4)
