@@ -118,7 +118,8 @@ def search_tiling(work: Work, device: Device, *, fine: bool) -> Tiling:
     cut = coarse_cut(work, device)
     if fine:
         # its groups are parts of the groups of the coarse pass
-        block = 16 if work.channels <= 16 else 32
+        # ragged vectors are read element by element, and 32 addresses more would spill one
+        block = 16 if work.channels <= 16 or work.channels % 16 else 32
         cut = Cut(64, BLOCK_K, block, cut.split, False, 8, 2, 255)
     constants = {
         "RESIDENT": cut.resident,
