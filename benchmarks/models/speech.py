@@ -36,7 +36,11 @@ MODEL = WaveNetVQVAEConfig(
     wavenet_cycle=8,
 )
 RATE, LENGTH = 8000, 4096
-TRAINING = ModelTraining(steps=1600, batch_size=2, learning_rate=2e-3, validate_every=800)
+TRAINING = ModelTraining(
+    steps=4800, batch_size=2, learning_rate=2e-3, averaging=0.998, validate_every=400
+)
+# at 1 the log-spectral distance is two fifths larger, and no more digits are heard
+_TEMPERATURE = 0.8
 _HEARD, _SPOKEN = 12, 60
 _TEST_INDICES = 5
 _WINDOW, _HOP = 256, 64
@@ -60,7 +64,13 @@ def measure(out: Path, recordings: Path, seed: int) -> dict[str, Any]:
         # every digit of every speaker alike, and as many to hear as one has patience for
         chosen = torch.arange(0, len(splits.test), len(splits.test) // _SPOKEN)[:_SPOKEN]
         spoken = splits.test.subset(chosen)
-        originals, kept = training.reconstruct_examples(model, spoken, len(spoken))
+        originals = spoken.batch(torch.arange(len(spoken)))
+        kept = model.reconstruct(
+            originals,
+            spoken.labels,
+            temperature=_TEMPERATURE,
+            generator=torch.Generator().manual_seed(seed),
+        )
         heard = slice(None, None, len(spoken) // _HEARD)
         media.save_reconstructions(
             originals[heard], kept[heard], "audio", out / f"speech-{seed}-wav", rate=RATE
