@@ -8,7 +8,7 @@ from fastvq import data
 from fastvq.models import VQVAE, VQVAEConfig
 from fastvq.training import metrics
 
-CODES, STEPS = 64, 200
+CODES, STEPS = 64, 300
 
 
 class CopiedEMA(nn.Module):
