@@ -39,6 +39,10 @@ class WaveNetVQVAEConfig(NetworkConfig, QuantizerConfig):
         strides: downsampling of each stage of the encoder: 64 in all.
         levels: of a sample, 256 of mu-law.
         num_speakers: speakers to tell the decoder apart; ``None`` for one that is not told.
+        heard_codes: codes of each example, in a row from a random one on, whose samples the decoder
+            learns from in a training step; ``None`` for all. The decoder costs most of a step and
+            its samples are much alike; with fewer of each, a step has more examples, from which the
+            codes and their spectrum learn the whole.
         spectrum_weight: weight of a second task for the codes, to tell the spectrum around them
             (`SpectrumHead`). The paper has none (0). In a short training the decoder
             learns to guess from past samples first, and without this most codes are never used.
@@ -57,6 +61,7 @@ class WaveNetVQVAEConfig(NetworkConfig, QuantizerConfig):
     encoder_input: str = "samples"
     levels: int = 256
     num_speakers: int | None = None
+    heard_codes: int | None = None
     spectrum_weight: float = 1.0
     wavenet_channels: int = 64
     wavenet_gate_channels: int = 64
@@ -71,6 +76,8 @@ class WaveNetVQVAEConfig(NetworkConfig, QuantizerConfig):
         for name in ("spatial_dims", "in_channels"):
             if getattr(self, name) != 1:
                 raise ValueError(f"{name} must be 1 for speech, got {getattr(self, name)}")
+        if self.heard_codes is not None:
+            _checks.positive("heard_codes", self.heard_codes)
         _checks.one_of("encoder_input", self.encoder_input, ("samples", "spectrum"))
         _checks.fraction("spectrum_weight", self.spectrum_weight, high=math.inf)
         self.stages()
@@ -111,10 +118,10 @@ class WaveNetVQVAEOutput(NamedTuple):
     Attributes:
         indices: int64 ``[B, l]`` (``[B, l, G]`` with several codebooks), the codes.
         loss: 0-d, the sum of the three below; what training minimises.
-        reconstruction_loss: 0-d, nats per sample of the decoder.
+        reconstruction_loss: 0-d, nats per sample of the decoder, of those it heard.
         quantizer_loss: 0-d, the weighted losses of the quantizer.
         spectrum_loss: 0-d, the weighted error of the spectrum; 0 where its weight is.
-        parameters: ``[B, levels, L]``, the logits of every sample given those before it.
+        parameters: ``[B, levels, L]``, the logits of every sample heard given those before it.
     """
 
     indices: Tensor
@@ -134,7 +141,7 @@ class WaveNetVQVAE(Coder[Tensor]):
     The decoder writes one sample after another, told the speaker and, at every sample, the codes
     around it. What it can guess from the samples before and from the speaker, the codes need not
     hold: so they come to hold what is said. To decode one speaker's codes with another's label is
-    to convert the voice.
+    to convert the voice. In training it may hear a part of each example: ``config.heard_codes``.
 
     Sound is ``[B, 1, L]`` in [0, 1], level / (levels - 1) of each mu-law level, as `fastvq.data`
     gives it; L is a multiple of ``config.stride``. Codes are one grid ``[B, l]``.
@@ -195,8 +202,9 @@ class WaveNetVQVAE(Coder[Tensor]):
         self._check(x)
         quantized, indices, quantizer_loss = self.quantizer(self.encoder(x))
         features = self.context(quantized)
-        logits = self._logits(x, features, labels)
-        reconstruction_loss = self.likelihood.loss(logits, x)
+        heard, about = self._heard(x, features)
+        logits = self._logits(heard, about, labels)
+        reconstruction_loss = self.likelihood.loss(logits, heard)
         spectrum_loss = torch.zeros_like(quantizer_loss)
         if self.spectrum is not None:
             error = self.spectrum.loss(features, labels, x)
@@ -235,12 +243,12 @@ class WaveNetVQVAE(Coder[Tensor]):
             TypeError, ValueError, IndexError: codes or labels that are none of the model's.
         """
         self._check_grids((indices,))
-        context = self._upsampled(self.context(self.quantizer.decode(indices)))
+        features = self.context(self.quantizer.decode(indices))
         levels = sample(
             self.decoder,
-            context.shape[2:],
+            (features.shape[2] * math.prod(self.config.stride),),
             labels,
-            context=context,
+            context=features,
             batch=len(indices),
             temperature=temperature,
             generator=generator,
@@ -273,11 +281,19 @@ class WaveNetVQVAE(Coder[Tensor]):
     def _encode(self, x: Tensor) -> tuple[Tensor, ...]:
         return (self.quantizer.encode(self.encoder(x)),)
 
-    def _upsampled(self, features: Tensor) -> Tensor:
-        """``[B, hidden_channels, L]``: every sample has the features of the code it lies in."""
-        return features.repeat_interleave(math.prod(self.config.stride), dim=2)
+    def _heard(self, x: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The samples ``[B, 1, n r]`` that the decoder learns from, and the features of their codes
+        ``[B, hidden_channels, n]``; in eval mode all of them.
+        """
+        heard, columns = self.config.heard_codes, features.shape[2]
+        if not self.training or heard is None or heard >= columns:
+            return x, features
+        start = torch.randint(columns - heard + 1, (len(x), 1, 1), device=x.device)
+        codes = start + torch.arange(heard, device=x.device)  # [B, 1, n]
+        samples = x.unflatten(2, (columns, -1)).take_along_dim(codes.unsqueeze(3), 2)
+        return samples.flatten(2), features.take_along_dim(codes, 2)
 
     def _logits(self, x: Tensor, features: Tensor, labels: Tensor | None) -> Tensor:
         digits = self.likelihood.digits(x)[:, 0]
-        logits: Tensor = self.decoder(digits, labels, self._upsampled(features))
+        logits: Tensor = self.decoder(digits, labels, features)
         return logits.transpose(1, 2)  # [B, levels, L]

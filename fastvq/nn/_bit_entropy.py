@@ -21,13 +21,14 @@ from fastvq import ops
 from fastvq.nn._distributed import joint_mean
 
 # numbers in the tables of one chunk of vectors
-_WORKSPACE = 1 << 22
+_WORKSPACE = 1 << 18
 
 
 def bit_entropies(logits: Tensor) -> Tensor:
     """The entropy in nats of each bit, exact to rounding for logits of any size."""
     size = logits.abs()
-    return torch.nn.functional.softplus(-size) + size * torch.sigmoid(-size)
+    odds = torch.exp(-size)  # of the less likely value
+    return torch.log1p(odds) + size * odds / (1 + odds)
 
 
 def batch_entropy(logits: Tensor, counted: Tensor, group_bits: int, share: bool) -> Tensor:
@@ -57,8 +58,8 @@ def code_sums(logits: Tensor, weights: Tensor) -> Tensor:
     """The weighted sums ``[2^b]`` of the probability of each code, whose first bit is highest."""
     sums = _square(logits.new_zeros(2 ** logits.shape[-1]), logits.shape[-1])
     with torch.autocast(logits.device.type, enabled=False):
-        for left, right, _ in _tables(logits, weights):
-            sums.addmm_(left.mT, right)
+        for left, right, *_ in _tables(logits, weights):
+            sums.addmm_(left, right.mT)
     return sums.flatten()
 
 
@@ -69,15 +70,14 @@ def _fake(logits: Tensor, weights: Tensor) -> Tensor:
 
 @torch.library.custom_op("fastvq::code_sums_backward", mutates_args=())
 def _code_sums_backward(grad: Tensor, logits: Tensor, weights: Tensor) -> Tensor:
-    grad = _square(grad, logits.shape[-1])
-    found = []
+    grad, found = _square(grad, logits.shape[-1]), torch.empty_like(logits.mT)
     with torch.autocast(logits.device.type, enabled=False):
-        for left, right, chunk in _tables(logits, weights):
-            high, low = chunk.tensor_split([_high(chunk.shape[-1])], dim=-1)
-            found.append(_through_table(left * (right @ grad.mT), high))
-            found.append(_through_table(right * (left @ grad), low))
-    rows = [torch.cat(pair, dim=-1) for pair in zip(found[::2], found[1::2], strict=True)]
-    return torch.cat(rows)
+        for left, right, bits, part in _tables(logits, weights):
+            high, low = bits.tensor_split([_high(len(bits))])
+            upper, lower = found[:, part].tensor_split([len(high)])
+            upper.copy_(_through_table(left * (grad @ right), high))
+            lower.copy_(_through_table(right * (grad.mT @ left), low))
+    return found.mT.contiguous()
 
 
 @_code_sums_backward.register_fake
@@ -106,29 +106,36 @@ def _square(codes: Tensor, bits: int) -> Tensor:
     return codes.reshape(2 ** _high(bits), -1)
 
 
-def _tables(logits: Tensor, weights: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Weighted left tables, right tables and logits, a bounded number of vectors at a time."""
+def _tables(logits: Tensor, weights: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, slice]]:
+    """Weighted left tables, right tables and logits, and the bounded number of vectors they are of.
+
+    The vectors are in the last dimension, so that every step goes along memory.
+    """
     bits = logits.shape[-1]
-    rows = max(1, _WORKSPACE // (2 ** _high(bits) + 2 ** (bits - _high(bits))))
-    for chunk, weight in zip(logits.split(rows), weights.split(rows), strict=True):
-        high, low = chunk.tensor_split([_high(bits)], dim=-1)
-        yield _table(high) * weight.unsqueeze(-1), _table(low), chunk
+    size = max(1, _WORKSPACE // (2 ** _high(bits) + 2 ** (bits - _high(bits))))
+    for start in range(0, len(logits), size):
+        part = slice(start, start + size)
+        chunk = logits[part].mT.contiguous()
+        high, low = chunk.tensor_split([_high(bits)])
+        yield _table(high) * weights[part], _table(low), chunk, part
 
 
 def _table(logits: Tensor) -> Tensor:
-    """The probabilities ``[m, 2^b]`` of the codes of logits ``[m, b]``."""
-    table = logits.new_ones(logits.shape[0], 1)
-    for bit in logits.unbind(-1):
-        pair = torch.sigmoid(torch.stack([-bit, bit], dim=-1))  # [m, 2]
-        table = (table.unsqueeze(-1) * pair.unsqueeze(-2)).flatten(-2)
+    """The probabilities ``[2^b, m]`` of the codes of logits ``[b, m]``."""
+    table = logits.new_ones(1, logits.shape[1])
+    # from the lowest bit on, so that the codes of either value of a bit are in a row
+    for zero, one in zip(
+        torch.sigmoid(-logits).flip(0), torch.sigmoid(logits).flip(0), strict=True
+    ):
+        table = torch.cat([table * zero, table * one])
     return table
 
 
 def _through_table(grad: Tensor, logits: Tensor) -> Tensor:
-    """The gradient of logits ``[m, b]`` from table times gradient of the table ``[m, 2^b]``."""
-    bits = logits.shape[-1]
-    places = torch.arange(bits - 1, -1, -1, device=grad.device)
-    codes = torch.arange(2**bits, device=grad.device).unsqueeze(-1)  # [2^b, 1]
-    ones = (codes >> places & 1).to(grad.dtype)  # [2^b, b]
+    """The gradient of logits ``[b, m]`` from table times gradient of the table ``[2^b, m]``."""
+    bits = len(logits)
+    places = torch.arange(bits - 1, -1, -1, device=grad.device).unsqueeze(-1)
+    codes = torch.arange(2**bits, device=grad.device)
+    ones = (codes >> places & 1).to(grad.dtype)  # [b, 2^b]
     # the derivative of a factor by its logit is its complement: nothing cancels
-    return torch.sigmoid(-logits) * (grad @ ones) - torch.sigmoid(logits) * (grad @ (1 - ones))
+    return torch.sigmoid(-logits) * (ones @ grad) - torch.sigmoid(logits) * ((1 - ones) @ grad)

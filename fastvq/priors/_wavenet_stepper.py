@@ -40,7 +40,7 @@ class WaveNetStepper:
         batch: B, sequences drawn together.
         length: L, positions of a sequence.
         label_rows: from :meth:`WaveNet.label_rows`.
-        context: ``[B, context_channels, L]``, or ``None`` for a prior without.
+        context: ``[B, context_channels, l]``, l dividing L, or ``None`` for a prior without.
 
     Attributes:
         period: after which all blocks and rings begin together again: see
@@ -62,7 +62,7 @@ class WaveNetStepper:
         prior.check_evaluating()
         self._embedding = prior.embedding.weight.detach()
         if context is not None:
-            context = context.detach().permute(2, 0, 1).contiguous()  # [L, B, context_channels]
+            context = context.detach().permute(2, 0, 1).contiguous()  # [l, B, context_channels]
         layers = cast("list[WaveNetLayer]", list(prior.layers))
         self._layers = [_LayerCache(layer, batch, length, label_rows, context) for layer in layers]
         self.period = math.lcm(*(n for layer in self._layers for n in (layer.period, layer.span)))
@@ -139,7 +139,8 @@ class _LayerCache:
         self._context = context
         if context is not None:
             # a tensor, not a number, which a graph of one period would keep for all periods
-            self._rows = torch.arange(self.period, device=context.device).clamp_(max=length - 1)
+            self._positions = torch.arange(self.period, device=context.device)
+            self._codes_per_column = length // len(context)
         if layer.context is not None:
             self._context_weight = _tap(layer.context, 0) * halved
         *past, self.weight = (_tap(layer.dilated, tap) * halved for tap in range(taps))
@@ -168,10 +169,11 @@ class _LayerCache:
     def _start_period(self) -> None:
         self._told.copy_(self._base)
         if self._context is not None:
-            context = self._context.index_select(0, self._rows)
-            self._told.flatten(0, 1).addmm_(context.flatten(0, 1), self._context_weight)
+            columns = self._positions // self._codes_per_column
             # what is told of positions beyond the last is never asked for
-            self._rows.add_(self.period).clamp_(max=len(self._context) - 1)
+            context = self._context.index_select(0, columns.clamp_(max=len(self._context) - 1))
+            self._told.flatten(0, 1).addmm_(context.flatten(0, 1), self._context_weight)
+            self._positions.add_(self.period)
 
 
 def _tap(convolution: nn.Conv1d, tap: int) -> Tensor:

@@ -95,13 +95,14 @@ class WaveNetLayer(nn.Module):
         Args:
             x: ``[B, C, L]``.
             label_rows: rows ``[B]`` of the label table.
-            context: ``[B, context_channels, L]``.
+            context: ``[B, context_channels, l]``, l dividing L.
         """
         gates = self.dilated(F.pad(x, (self.padding, 0)))
         if self.condition is not None:
             gates = gates + self.condition(label_rows)[:, :, None]
         if self.context is not None:
-            gates = gates + self.context(context)
+            told = self.context(context)  # [B, 2G, l]
+            gates = gates + told.repeat_interleave(x.shape[2] // told.shape[2], dim=2)
         signal, gate = gates.chunk(2, dim=1)
         gated = self.dropout(torch.tanh(signal) * torch.sigmoid(gate))
         if self.residual is not None:
@@ -117,10 +118,11 @@ class WaveNet(Prior):
     A stack of causal convolutions whose dilation doubles from layer to layer, so that the reach R
     (:attr:`reach`) grows exponentially with the layers. The input of position t is the code before
     it: its logits depend on no code at or after t, exactly, and on each of the R codes before. A
-    label (the class, the speaker) acts on every gate, the context (what is to be said, upsampled to
-    the rate of the codes by the caller) on the gates of its own position and, through them, on
-    later ones. Position is not told: away from the start of the sequence, the same codes give the
-    same logits.
+    label (the class, the speaker) acts on every gate, the context (what is to be said) on the gates
+    of its own position and, through them, on later ones. A context ``[B, context_channels, l]``
+    may be coarser than the L codes, of any l that divides L: each of its columns is that of L / l
+    codes in a row. Position is not told: away from the start of the sequence, the same codes give
+    the same logits.
 
     It serves as a prior over the codes of signals, and as the decoder of a speech VQ-VAE, where
     the "codes" are K = 256 mu-law levels and the context comes from the codes: van den Oord et al.
@@ -131,7 +133,7 @@ class WaveNet(Prior):
 
     Example:
         >>> decoder = WaveNet(WaveNetConfig(codebook_size=256, context_channels=16))
-        >>> levels, context = torch.randint(256, (2, 512)), torch.randn(2, 16, 512)
+        >>> levels, context = torch.randint(256, (2, 512)), torch.randn(2, 16, 8)  # 64 a column
         >>> decoder(levels, context=context).shape
         torch.Size([2, 512, 256])
         >>> loss = decoder.nll(levels, context=context).mean()  # nats per sample
@@ -176,6 +178,14 @@ class WaveNet(Prior):
         # the paper has ReLU, of which some units never learn
         hidden = self.hidden(F.silu(skipped))
         return self.logits(self.dropout(F.silu(hidden))).transpose(1, 2)  # [B, L, K]
+
+    def features(self, context: Context | None, batch: int, shape: Sequence[int]) -> Tensor | None:
+        """See :meth:`Prior.features`; the context may be coarser than the codes."""
+        if isinstance(context, Tensor) and context.ndim == 3:
+            (length,), columns = shape, context.shape[2]
+            if columns and length % columns == 0:
+                shape = (columns,)
+        return super().features(context, batch, shape)
 
     def stepper(
         self,

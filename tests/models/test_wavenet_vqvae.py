@@ -116,12 +116,48 @@ def test_no_logit_sees_its_own_sample_or_a_later_one():
 
 def test_each_sample_is_told_of_the_code_it_lies_in():
     model = small(kernel_size=1).eval()
-    vectors = torch.randn(1, 4, 6)
-    moved = vectors.clone()
+    features, x = torch.randn(1, 8, 6), sound()[:1]
+    moved = features.clone()
     moved[..., 3] += 1
-    before, after = (model._upsampled(model.context(some)) for some in (vectors, moved))
-    differs = (before != after).any(1)[0]
-    assert differs.nonzero().flatten().tolist() == [12, 13, 14, 15]
+    with torch.no_grad():
+        before, after = (model._logits(x, some, SPEAKERS[:1]) for some in (features, moved))
+    differs = (before != after).any(1)[0].nonzero().flatten().tolist()
+    # from the first sample of the code on; later ones are told by those before them
+    assert differs[:4] == [12, 13, 14, 15]
+
+
+def test_the_decoder_hears_a_part_of_each_example_in_training_and_all_in_eval():
+    model = small("fsq", heard_codes=2)
+    # every sample tells where it is
+    x = (torch.arange(24) % 16 / 15).expand(4, 1, -1)
+    features = torch.arange(6.0).expand(4, 8, -1)
+    starts = set()
+    for _ in range(40):
+        samples, about = model._heard(x, features)
+        assert samples.shape == (4, 1, 8)
+        assert about.shape == (4, 8, 2)
+        first = about[:, :, :1]
+        assert torch.equal(about, torch.cat([first, first + 1], 2).expand_as(about))
+        wanted = (4 * first[:, :1] + torch.arange(8)) % 16 / 15
+        assert torch.equal(samples, wanted)
+        starts |= set(first[:, 0, 0].tolist())
+    assert starts == {0, 1, 2, 3, 4}
+    out = model(sound(), SPEAKERS)
+    assert out.indices.shape == (4, 6)
+    assert out.parameters.shape == (4, 16, 8)
+    model.eval()
+    x = sound()
+    out = model(x, SPEAKERS)
+    assert out.parameters.shape == (4, 16, 24)
+    bits = model.bits_per_dim(x, SPEAKERS).reconstruction.mean()
+    torch.testing.assert_close(bits * math.log(2), out.reconstruction_loss)
+
+
+def test_a_part_as_long_as_the_example_is_the_example():
+    model, x, features = small("fsq", heard_codes=7), sound(), torch.randn(4, 8, 6)
+    heard, about = model._heard(x, features)
+    assert heard is x
+    assert about is features
 
 
 def test_what_is_decoded_depends_on_seed_speaker_and_codes_alone():
@@ -146,7 +182,7 @@ def test_the_cache_gives_the_samples_of_full_recomputation():
     codes = model.encode(sound(16).double())
     found = model.decode(codes, SPEAKERS, generator=torch.Generator().manual_seed(2))
     uniforms = torch.rand(4, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    context = model._upsampled(model.context(model.quantizer.decode(codes)))
+    context = model.context(model.quantizer.decode(codes))
     plain = priors.sample_from(model.decoder, uniforms, SPEAKERS, context=context, cached=False)
     assert torch.equal((found[:, 0] * 15).round().long(), plain)
 
@@ -232,6 +268,7 @@ def test_refused_inputs():
         ({"in_channels": 2}, "in_channels must be 1 for speech, got 2"),
         ({"levels": 1}, r"levels must be in \[2, 65536\], got 1"),
         ({"strides": (1,)}, "strides must be one or more ints >= 2"),
+        ({"heard_codes": 0}, "heard_codes must be at least 1, got 0"),
         ({"num_speakers": 0}, "num_classes must be at least 1, got 0"),
         ({"wavenet_layers": 0}, "layers must be at least 1, got 0"),
     ],

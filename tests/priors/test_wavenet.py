@@ -101,6 +101,30 @@ def test_context_acts_from_its_own_position_on():
     assert moved[12:].max() > 1e-3
 
 
+@pytest.mark.parametrize(("length", "columns"), [(90, 6), (200, 1), (200, 8), (130, 65)])
+@torch.no_grad()
+def test_a_coarse_context_is_that_of_several_codes_in_a_row(length, columns):
+    """Columns shorter and longer than the chunk in which the cache takes the context in."""
+    prior = make(context_channels=3, num_classes=2).double().eval()
+    codes, labels = torch.randint(CODES, (2, length)), torch.tensor([1, 0])
+    context = torch.randn(2, 3, columns, dtype=torch.float64)
+    fine = context.repeat_interleave(length // columns, dim=2)
+    expected = prior(codes, labels, fine)
+    torch.testing.assert_close(prior(codes, labels, context), expected)
+    stepper, logits = prior.stepper(2, (length,), labels, context), []
+    for column in codes.unbind(1):
+        logits.append(stepper.logits())
+        stepper.append(column)
+    torch.testing.assert_close(torch.stack(logits, dim=1), expected)
+
+
+@pytest.mark.parametrize("columns", [0, 7, 40])
+def test_a_context_whose_columns_do_not_divide_the_codes_is_refused(columns):
+    prior = make(context_channels=3)
+    with pytest.raises(ValueError, match=r"context must be \[2, 3, 20\], got"):
+        prior(torch.randint(CODES, (2, 20)), context=torch.randn(2, 3, columns))
+
+
 def test_decodes_a_sound_given_its_codes():
     """A small decoder of mu-law levels learns to follow its context: van den Oord 2017, 4.3."""
     sizes = {"channels": 16, "gate_channels": 16, "skip_channels": 16, "layers": 3, "cycle": 3}
