@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# numbers in the logits of one chunk of vectors
-_WORKSPACE = 1 << 22
+# numbers in the logits of one chunk of vectors, of which a few exist at once
+_WORKSPACE = 1 << 20
 
 
 # ops of their own, so that a graph holds one node where the loop over chunks would unroll, and so
 # that autocast stays out of the products
 @torch.library.custom_op("fastvq::soft_choice", mutates_args=())
 def soft_choice(
-    x: Tensor, keys: Tensor, values: Tensor, seed: Tensor | None, temperature: float
+    x: Tensor, keys: Tensor, values: Tensor, seed: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
     r"""The mean value of all codes and the most probable of them, under noise of a seed.
 
@@ -32,45 +32,47 @@ def soft_choice(
         x: ``[N, D]``, finite.
         keys: w ``[K, D]``.
         values: v ``[K, V]``.
-        seed: int64 0-d, on the CPU, of the Gumbel noise g; without it g is 0.
+        seed: int64 0-d, on the CPU, of the Gumbel noise g.
         temperature: :math:`\tau`.
 
     Returns:
         y ``[N, V]`` with the gradient of a softmax, and the indices of the largest p ``[N]``.
     """
-    indices, means = [x.new_empty(0, dtype=torch.int64)], [x.new_empty(0, values.shape[1])]
+    # whole from the start: small results between the chunks would keep their memory from reuse
+    means = x.new_empty(len(x), values.shape[1])
+    indices = x.new_empty(len(x), dtype=torch.int64)
     with torch.autocast(x.device.type, enabled=False):
-        for _, p in _choices(x, keys, seed, temperature):
-            indices.append(p.argmax(-1))
-            means.append(p @ values)
-    return torch.cat(means), torch.cat(indices)
+        for part, p in _choices(x, keys, seed, temperature):
+            torch.argmax(p, -1, out=indices[part])
+            torch.mm(p, values, out=means[part])
+    return means, indices
 
 
 @soft_choice.register_fake
 def _fake_choice(
-    x: Tensor, keys: Tensor, values: Tensor, seed: Tensor | None, temperature: float
+    x: Tensor, keys: Tensor, values: Tensor, seed: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape[0], values.shape[1]), x.new_empty(x.shape[0], dtype=torch.int64)
 
 
 @torch.library.custom_op("fastvq::soft_choice_backward", mutates_args=())
 def _soft_choice_backward(
-    grad: Tensor, x: Tensor, keys: Tensor, values: Tensor, seed: Tensor | None, temperature: float
+    grad: Tensor, x: Tensor, keys: Tensor, values: Tensor, seed: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grad_x = [x.new_empty(0, x.shape[1])]
+    grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     grad_keys, grad_values = torch.zeros_like(keys), torch.zeros_like(values)
     with torch.autocast(x.device.type, enabled=False):
         for part, p in _choices(x, keys, seed, temperature):
             grad_values.addmm_(p.mT, grad[part])
-            logits = _through_softmax(grad[part] @ values.mT, p) / temperature
+            logits = _through_softmax(grad[part] @ values.mT, p).div_(temperature)
             grad_keys.addmm_(logits.mT, x[part])
-            grad_x.append(logits @ keys)
-    return torch.cat(grad_x), grad_keys, grad_values
+            torch.mm(logits, keys, out=grad_x[part])
+    return grad_x, grad_keys, grad_values
 
 
 @_soft_choice_backward.register_fake
 def _fake_choice_backward(
-    grad: Tensor, x: Tensor, keys: Tensor, values: Tensor, seed: Tensor | None, temperature: float
+    grad: Tensor, x: Tensor, keys: Tensor, values: Tensor, seed: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     return x.new_empty(x.shape), keys.new_empty(keys.shape), values.new_empty(values.shape)
 
@@ -96,19 +98,16 @@ def _parts(x: Tensor, keys: Tensor) -> Iterator[slice]:
 
 
 def _choices(
-    x: Tensor, keys: Tensor, seed: Tensor | None, temperature: float
+    x: Tensor, keys: Tensor, seed: Tensor, temperature: float
 ) -> Iterator[tuple[slice, Tensor]]:
     """Ranges of vectors and their probabilities ``[n, K]``; the same of the same seed."""
-    generator = None
-    if seed is not None:
-        generator = torch.Generator(x.device).manual_seed(int(seed))
+    generator = torch.Generator(x.device).manual_seed(int(seed))
     for part in _parts(x, keys):
         logits = x[part] @ keys.mT
-        if generator is not None:
-            waits = torch.empty_like(logits).exponential_(generator=generator)
-            # minus the logarithm of an exponential variable is a Gumbel variable
-            logits -= waits.clamp_min(torch.finfo(waits.dtype).tiny).log_()
-        yield part, torch.softmax(logits / temperature, dim=-1)
+        waits = torch.empty_like(logits).exponential_(generator=generator)
+        # minus the logarithm of an exponential variable is a Gumbel variable
+        logits -= waits.clamp_min_(torch.finfo(waits.dtype).tiny).log_()
+        yield part, torch.softmax(logits.div_(temperature), dim=-1)
 
 
 def _through_softmax(grad: Tensor, p: Tensor) -> Tensor:

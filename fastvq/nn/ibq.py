@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from fastvq import _checks, ops
 from fastvq.nn import _layout, _tables
 from fastvq.nn._distributed import joint_mean
-from fastvq.nn._soft_codes import soft_choice
 from fastvq.nn.quantized import Quantized
 from fastvq.ops._layout import compute_dtype
 
@@ -54,7 +53,7 @@ class IBQ(nn.Module):
         The gradient of the output does not pass to x unchanged as in other quantizers. All is done
         in float32 (float64 for float64), also in 16-bit models and under autocast; indices are
         those of :func:`fastvq.ops.nearest`. Deterministic. Backward makes the softmax anew: memory
-        is O(N + K) beside a bounded work space, time N K D. A row holding NaN or Inf gets index 0
+        is O((N + K) dim), time N K dim. A row holding NaN or Inf gets index 0
         and makes the loss NaN. In training with several processes the entropies' batch is that of
         all.
 
@@ -120,11 +119,12 @@ class IBQ(nn.Module):
             counted = counted & mask.flatten()
         # what a bad row and padding hold must not reach the softmax's gradient
         clean = torch.where(counted.unsqueeze(-1), rows, 0)
-        soft, _ = soft_choice(clean, codes, codes.detach(), None, 1.0)
-        soft = torch.where(counted.unsqueeze(-1), soft, 0)
-        code = nn.functional.embedding(indices.clamp_min(0), codes)
-        # the value of the code to the last bit, the gradient of code and choice
-        quantized = code + (soft - soft.detach())
+        quantized = nn.functional.embedding(indices.clamp_min(0), codes)
+        if torch.is_grad_enabled():
+            soft = ops.soft_assignment(clean, codes, values=codes.detach(), metric="dot")
+            soft = torch.where(counted.unsqueeze(-1), soft, 0)
+            # the value of the code to the last bit, the gradient of code and choice
+            quantized = quantized + (soft - soft.detach())
         quantized = torch.where((indices >= 0).unsqueeze(-1), quantized, 0)
         apart = torch.where(counted.unsqueeze(-1), clean - quantized, 0).square().sum()
         out = ops.quantize(rows, codes, indices)

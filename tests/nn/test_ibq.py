@@ -67,6 +67,15 @@ def test_every_code_gets_a_gradient_and_not_the_chosen_ones_alone():
     assert (vq.codebook.grad.abs().amax(-1) > 0).all()
 
 
+def test_without_gradients_the_answer_is_the_same():
+    vq, x = IBQ(6, 20), torch.randn(50, 6)
+    expected = vq(x)
+    with torch.no_grad():
+        actual = vq(x)
+    for mine, other in zip(actual, expected, strict=True):
+        assert torch.equal(mine, other)
+
+
 def test_indices_are_of_the_largest_product():
     vq, x = IBQ(16, 200), torch.randn(300, 16)
     products = x.double() @ vq.codebook.detach().double().T

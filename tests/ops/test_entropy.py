@@ -102,6 +102,40 @@ def test_soft_assignment(backend, budgeted, shape, metric):
 
 
 @pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("heads", [None, 2])
+def test_soft_assignment_of_other_values(backend, budgeted, metric, heads):
+    """Places and values apart: each has its own gradient."""
+    dtype, relative = budgeted
+    shape = (24, 17) if heads is None else (heads, 24, 17)
+    x = torch.randn(33, *shape[:-2], 17, dtype=dtype)
+    leaf = leaves(x, torch.randn(shape, dtype=dtype), 9 + torch.randn(shape, dtype=dtype))
+    wide = leaves(*(tensor.double() for tensor in leaf))
+    options = {"metric": metric, "inverse_temperature": 0.3}
+    actual = ops.soft_assignment(*leaf[:2], values=leaf[2], **options)
+    if heads is None:
+        expected = dense(*wide[:2], metric, 0.3).exp() @ wide[2]
+    else:
+        each = [dense(wide[0][:, h], wide[1][h], metric, 0.3).exp() for h in range(heads)]
+        expected = torch.stack([p @ wide[2][h] for h, p in enumerate(each)], 1)
+    close(actual, expected, relative)
+    cotangent = torch.randn_like(actual)
+    actual.backward(cotangent)
+    expected.backward(cotangent.double())
+    for mine, plain in zip(leaf, wide, strict=True):
+        testing.assert_within(mine.grad, plain.grad, relative * (1 + plain.grad.abs().max()))
+
+
+def test_values_unlike_the_codebook_are_refused():
+    x, codebook = testing.gaussian(4, 5, 3)
+    with pytest.raises(
+        ValueError, match=r"values must be \[5, 3\], the shape of the codebook, got"
+    ):
+        ops.soft_assignment(x, codebook, values=codebook[1:])
+    with pytest.raises(TypeError, match="values must be float32, float16, bfloat16 or float64"):
+        ops.soft_assignment(x, codebook, values=codebook.long())
+
+
+@pytest.mark.parametrize("metric", METRICS)
 def test_code_cross_entropy(backend, budgeted, metric):
     dtype, relative = budgeted
     x, codebook = testing.gaussian(33, 70, 17, dtype=dtype)

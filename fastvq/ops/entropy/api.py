@@ -128,18 +128,21 @@ def soft_assignment(
     x: Tensor,
     codebook: Tensor,
     *,
+    values: Tensor | None = None,
     metric: Metric = "euclidean",
     inverse_temperature: float = 1.0,
 ) -> Tensor:
     r"""The mean code of each vector under its softmax, without ever forming the N x K matrix.
 
-    .. math:: y_n = \sum_k p_{nk} c_k, \qquad p_{nk} \propto e^{-\beta d(x_n, c_k)}
+    .. math:: y_n = \sum_k p_{nk} v_k, \qquad p_{nk} \propto e^{-\beta d(x_n, c_k)}
 
-    Gradients reach x and, as code and as place, the codebook.
+    where :math:`v = c` unless values are given. Gradients reach x, the codebook and the values:
+    the codes themselves both by their place and as what is averaged.
 
     Args:
         x: vectors ``[..., D]``, or ``[..., H, D]`` with heads, as :func:`entropy` takes them.
         codebook: codes ``[K, D]`` or ``[H, K, D]``.
+        values: v of the codebook's shape, finite.
         metric: ``euclidean``, ``cosine`` (which weighs the codes as given, not those of length 1)
             or ``dot``.
         inverse_temperature: :math:`\beta > 0`.
@@ -163,10 +166,20 @@ def soft_assignment(
         tensor([[0.]])
     """
     prepared = prepare(x, codebook, metric, inverse_temperature)
+    codes = prepared.codes
+    if values is not None:
+        _checks.floating("values", values)
+        if values.shape != codebook.shape:
+            raise ValueError(
+                f"values must be {_checks.shape(codebook)}, the shape of the codebook, "
+                f"got {_checks.shape(values)}"
+            )
+        _checks.same_device("values", values, "the codebook", codebook)
+        codes = values.view_as(codebook if codebook.ndim == 3 else codebook.unsqueeze(0))
+        codes = codes.to(prepared.x.dtype).contiguous()
     expected, *_ = Expectation.apply(
-        prepared.x, prepared.codebook, prepared.codes, prepared.bias, prepared.metric,
-        inverse_temperature,
-    )  # fmt: skip
+        prepared.x, prepared.codebook, codes, prepared.bias, prepared.metric, inverse_temperature
+    )
     expected = torch.where(prepared.finite.unsqueeze(-1), expected, torch.nan)
     return expected.movedim(0, 1).reshape(x.shape)
 
