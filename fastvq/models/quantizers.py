@@ -4,52 +4,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from fastvq import _checks
-from fastvq.nn import (
-    BSQ,
-    EMA,
-    FSQ,
-    IBQ,
-    LFQ,
-    Gradient,
-    GroupedResidualVQ,
-    GumbelVQ,
-    ProjectedResidualVQ,
-    QINCo,
-    Quantized,
-    ResidualFSQ,
-    ResidualLFQ,
-    ResidualSimVQ,
-    ResidualVQ,
-    SimVQ,
-    VectorQuantizer,
-)
-
-# vectors in, `Quantized` out; `encode` and `decode` are its halves
-Quantizer = (
-    VectorQuantizer
-    | ResidualVQ
-    | GroupedResidualVQ
-    | ProjectedResidualVQ
-    | QINCo
-    | SimVQ
-    | ResidualSimVQ
-    | FSQ
-    | ResidualFSQ
-    | LFQ
-    | ResidualLFQ
-    | IBQ
-    | GumbelVQ
-)
+from fastvq.models._offers import ARGUMENTS, NEEDED, OFFERS, SETTINGS, Quantizer
+from fastvq.nn import EMA, Gradient
 
 LEARNING = ("ema", "gradient")
+QUANTIZERS = tuple(OFFERS)
+# those of which diveq moves the codes themselves
+_MOVED_BY_DIVEQ = ("vq", "projected_residual")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,14 +93,14 @@ class QuantizerConfig:
             make_quantizer(self)
 
     def _check_settings(self) -> None:
-        taken = _OFFERS[self.quantizer].settings
-        for name in _SETTINGS:
+        taken = OFFERS[self.quantizer].settings
+        for name in SETTINGS:
             value = getattr(self, name)
             if value is not None and name not in taken:
                 raise ValueError(
                     f"{name} must be None for quantizer {self.quantizer!r}, got {value!r}"
                 )
-            if value is None and name in taken and name in _NEEDED:
+            if value is None and name in taken and name in NEEDED:
                 raise ValueError(f"{name} must be given for quantizer {self.quantizer!r}, got None")
         if self.learning == "gradient" and self.decay is not None:
             raise ValueError(f"decay must be None for learning 'gradient', got {self.decay}")
@@ -147,7 +113,7 @@ class QuantizerConfig:
                 )
 
     def _check_codes(self) -> None:
-        offer = _OFFERS[self.quantizer]
+        offer = OFFERS[self.quantizer]
         above = offer.most is not None and self.codebooks > offer.most
         if self.codebooks < offer.least or above:
             wanted = "1" if offer.most == 1 else f"at least {offer.least}"
@@ -170,7 +136,7 @@ class QuantizerConfig:
         """Channels of the vectors that are quantized."""
         if self.fsq_levels is not None:
             return len(self.fsq_levels)
-        if "codebook_dim" not in _OFFERS[self.quantizer].settings:
+        if "codebook_dim" not in OFFERS[self.quantizer].settings:
             return (self.codebook_size - 1).bit_length()
         return 16 if self.codebook_dim is None else self.codebook_dim
 
@@ -182,120 +148,14 @@ def make_quantizer(config: QuantizerConfig) -> Quantizer:
     """
     options = {
         argument: getattr(config, name)
-        for name, argument in _ARGUMENTS.items()
+        for name, argument in ARGUMENTS.items()
         if getattr(config, name) is not None
     }
     if config.learning == "gradient":
         options["learning"] = Gradient()
     elif config.learning == "ema" or config.decay is not None:
         options["learning"] = EMA() if config.decay is None else EMA(decay=config.decay)
-    return _OFFERS[config.quantizer].make(config, {"channel_dim": 1, **options})
-
-
-class _Groups(GroupedResidualVQ):
-    """With the codes of a position in one row, group after group: indices ``[..., G Q]``."""
-
-    def forward(
-        self, x: Tensor, mask: Tensor | None = None, *, levels: int | None = None
-    ) -> Quantized:
-        out = super().forward(x, mask, levels=levels)
-        return out._replace(indices=out.indices.flatten(-2))
-
-    def encode(self, x: Tensor, levels: int | None = None, beam: int = 1) -> Tensor:
-        return super().encode(x, levels, beam).flatten(-2)
-
-    def decode(self, indices: Tensor) -> Tensor:
-        if indices.ndim == 0 or indices.shape[-1] % self.groups:
-            raise ValueError(
-                f"indices must be [..., G] with G a multiple of groups = {self.groups}, "
-                f"got {_checks.shape(indices)}"
-            )
-        return super().decode(indices.unflatten(-1, (self.groups, -1)))
-
-
-# settings that a quantizer takes as they are, and its names for them
-_ARGUMENTS = {
-    "projected_dim": "codebook_dim",
-    "groups": "groups",
-    "fsq_levels": "levels",
-    "commitment_weight": "commitment_weight",
-    "gradient": "gradient",
-}
-# all that are None unless given, and those that a quantizer which has them cannot do without
-_SETTINGS = ("codebook_dim", *_ARGUMENTS, "learning", "decay")
-_NEEDED = ("groups", "fsq_levels")
-# those of which diveq moves the codes themselves
-_MOVED_BY_DIVEQ = ("vq", "projected_residual")
-
-_Make = Callable[[QuantizerConfig, dict[str, Any]], Quantizer]
-
-
-class _Offer(NamedTuple):
-    """A quantizer that a config may name.
-
-    Attributes:
-        make: the quantizer of a config, given the keyword arguments that `make_quantizer` found.
-        settings: which of `_SETTINGS` it has.
-        least: codes of a position, at least.
-        most: codes of a position, at most; ``None`` for any number.
-    """
-
-    make: _Make
-    settings: tuple[str, ...] = ()
-    least: int = 1
-    most: int | None = 1
-
-
-def _single(kind: Callable[..., Quantizer]) -> _Make:
-    return lambda config, options: kind(config.code_channels, config.codebook_size, **options)
-
-
-def _row(kind: Callable[..., Quantizer]) -> _Make:
-    return lambda config, options: kind(
-        config.code_channels, config.codebook_size, config.codebooks, **options
-    )
-
-
-def _heads(config: QuantizerConfig, options: dict[str, Any]) -> Quantizer:
-    return _single(VectorQuantizer)(config, {"heads": config.codebooks, **options})
-
-
-def _grouped(config: QuantizerConfig, options: dict[str, Any]) -> Quantizer:
-    levels = config.codebooks // options["groups"]
-    return _Groups(config.code_channels, config.codebook_size, levels, **options)
-
-
-_COMMITTED = ("codebook_dim", "commitment_weight")
-_LEARNED = (*_COMMITTED, "learning", "decay", "gradient")
-_OFFERS = {
-    "vq": _Offer(_heads, _LEARNED, most=None),
-    "residual": _Offer(_row(ResidualVQ), _LEARNED, 2, None),
-    "grouped_residual": _Offer(_grouped, (*_LEARNED, "groups"), 2, None),
-    "projected_residual": _Offer(
-        _row(ProjectedResidualVQ), (*_LEARNED, "projected_dim"), 2, None
-    ),
-    "qinco": _Offer(_row(QINCo), _COMMITTED, 2, None),
-    "simvq": _Offer(_single(SimVQ), (*_COMMITTED, "gradient")),
-    "residual_simvq": _Offer(_row(ResidualSimVQ), _COMMITTED, 2, None),
-    "fsq": _Offer(lambda config, options: FSQ(**options), ("fsq_levels",)),
-    "residual_fsq": _Offer(
-        lambda config, options: ResidualFSQ(num_quantizers=config.codebooks, **options),
-        ("fsq_levels",), 2, None,
-    ),
-    "lfq": _Offer(
-        lambda config, options: LFQ(config.codebook_size, **options), ("commitment_weight",)
-    ),
-    "residual_lfq": _Offer(
-        lambda config, options: ResidualLFQ(config.codebook_size, config.codebooks, **options),
-        ("commitment_weight",), 2, None,
-    ),
-    "bsq": _Offer(
-        lambda config, options: BSQ(config.codebook_size, **options), ("commitment_weight",)
-    ),
-    "ibq": _Offer(_single(IBQ), _COMMITTED),
-    "gumbel": _Offer(_single(GumbelVQ), ("codebook_dim",)),
-}  # fmt: skip
-QUANTIZERS = tuple(_OFFERS)
+    return OFFERS[config.quantizer].make(config, {"channel_dim": 1, **options})
 
 
 def _check_fsq_levels(levels: tuple[int, ...]) -> None:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from fastvq import _checks
 from fastvq.models import blocks, networks
+from fastvq.models._offers import Quantizer
 from fastvq.models.autoencoder import AutoEncoder, AutoEncoderConfig, Pass
 from fastvq.models.networks import Decoder, Encoder
-from fastvq.models.quantizers import Quantizer, QuantizerConfig, make_quantizer
+from fastvq.models.quantizers import QuantizerConfig, make_quantizer
 
 
 @dataclass(frozen=True, kw_only=True)
