@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // One side of a matrix of pairs against all of the other, a block of pairs at a time.
+//
+// One side owns the results and is cut into tasks; each task goes once over the other side, a block
+// at a time, which all of its owners use while it is in the cache. An owner's sums are its own and
+// in the order of the blocks, whatever the tasks.
 #pragma once
 
 #include "buffer.h"
@@ -29,6 +33,12 @@ inline Sizes sizes_of(const Tensor& x, const Tensor& codebook) {
         "x and codebook must be [H, N, D] and [H, K, D] with K > 0, got ", shape_text(x), " and ",
         shape_text(codebook));
   return {x.size(0), x.size(1), codebook.size(1), x.size(2)};
+}
+
+inline bool is_dot(const std::string& metric) {
+  check(metric == "dot" || metric == "euclidean", "metric must be euclidean or dot, got '", metric,
+        "'");
+  return metric == "dot";
 }
 
 // The elements of a contiguous tensor of the dtype T.

@@ -13,15 +13,12 @@ from fastvq import _checks, ops
 from fastvq.nn import _layout, _stages, _tables
 from fastvq.nn._pyramid import Pyramid, pooled, share
 from fastvq.nn._resampling import resample
+from fastvq.nn._smoothing import Smoothing
 from fastvq.nn.codebook import Usage
 from fastvq.nn.learning import EMA, Frozen, Gradient, Learning
 from fastvq.nn.revival import Revival
 from fastvq.nn.start import Given, KMeans, Start, Uniform
 from fastvq.ops._layout import compute_dtype
-
-# how much of what a scale adds has been through its convolution; the authors' value for all models
-_SMOOTHED = 0.5
-_CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 class MultiScaleQuantized(NamedTuple):
@@ -130,14 +127,7 @@ class MultiScaleVQ(nn.Module):
             start=start,
             revival=None if isinstance(learning, Frozen) else revival,
         )
-        kind = _CONVOLUTIONS[len(self.scales[0])]
-        count = min(convolutions, len(self.scales))
-        layers = [kind(dim, dim, 3, padding=1) for _ in range(count)]
-        for layer in layers:
-            # what is added starts as the codes themselves, for which k-means starts the codebook
-            nn.init.dirac_(layer.weight)
-            nn.init.zeros_(layer.get_parameter("bias"))
-        self.convolutions = nn.ModuleList(layers)
+        self.convolutions = Smoothing(convolutions, dim, self.scales)
         # follows module.to(dtype), which the codes do not: the dtype of what `decode` returns
         self.register_buffer("dtype_probe", torch.empty(0), persistent=False)
 
@@ -270,16 +260,8 @@ class MultiScaleVQ(nn.Module):
         code = code.to(compute_dtype(code))
         with torch.autocast(code.device.type, enabled=False):
             code = resample(code, size, "bicubic")
-            if not self.convolutions:
-                return code
-            place = _nearest_tick(scale, len(self.scales), len(self.convolutions))
-            layer = self.convolutions[place]
-            assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-            weight, bias = layer.weight.to(code.dtype), layer.bias
-            assert bias is not None
-            convolve = getattr(nn.functional, f"conv{len(size)}d")
-            smooth: Tensor = convolve(code, weight, bias.to(code.dtype), padding=1)
-        return torch.lerp(code, smooth, _SMOOTHED)
+            smooth: Tensor = self.convolutions(code, scale)
+        return smooth
 
     def extra_repr(self) -> str:
         """The arguments that are not shown by the codebook."""
@@ -296,24 +278,13 @@ def _mean_square(difference: Tensor, counted: Tensor) -> Tensor:
     return total / (weight.sum() * difference.shape[1]).clamp_min(1)
 
 
-def _nearest_tick(scale: int, scales: int, convolutions: int) -> int:
-    """Which of the convolutions a scale has: their places are spread evenly over the scales."""
-    place = scale / max(scales - 1, 1)
-    # the authors' spread, which differs at four: checkpoints depend on it
-    margin = 1 / (3 if convolutions == 4 else 2) / convolutions
-    step = (1 - margin - margin) / max(convolutions - 1, 1)
-    # the last one apart, as ends have it there: a tie of two ticks is decided by the last bit
-    ticks = [*(step * k + margin for k in range(convolutions - 1)), 1 - margin]
-    return min(range(convolutions), key=lambda k: abs(ticks[k] - place))
-
-
 def _sizes(scales: Sequence[int | Sequence[int]]) -> tuple[tuple[int, ...], ...]:
     """The scales as tuples, checked."""
     sizes = tuple((s, s) if isinstance(s, int) else tuple(s) for s in scales)
     if not sizes:
         raise ValueError("scales must hold at least one resolution, got none")
     for size in sizes:
-        if len(size) not in _CONVOLUTIONS or len(size) != len(sizes[0]):
+        if not 1 <= len(size) <= 3 or len(size) != len(sizes[0]):
             raise ValueError(
                 f"each of scales must be of one to three dimensions, all alike, got {sizes}"
             )

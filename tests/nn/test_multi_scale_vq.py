@@ -11,7 +11,7 @@ from torch.nn import functional
 import fastvq
 from fastvq import EMA, Frozen, Given, Gradient, MultiScaleVQ, testing
 from fastvq.nn._resampling import resample
-from fastvq.nn.multi_scale_vq import _nearest_tick
+from fastvq.nn._smoothing import nearest_tick
 
 from .processes import run_two
 
@@ -60,7 +60,7 @@ def plain(vq, x):
         small = functional.interpolate(f - total, size=size, mode="area").movedim(1, -1)
         index = torch.cdist(small.flatten(0, -2), codes).argmin(-1).view(small.shape[:-1])
         up = functional.interpolate(codes[index].movedim(-1, 1), size=x.shape[2:], mode="bicubic")
-        conv = vq.convolutions[_nearest_tick(s, len(vq.scales), len(vq.convolutions))]
+        conv = vq.convolutions[nearest_tick(s, len(vq.scales), len(vq.convolutions))]
         smooth = functional.conv2d(up, conv.weight.double(), conv.bias.double(), padding=1)
         total = total + 0.5 * up + 0.5 * smooth
         losses = losses + (f - total).square().mean()
@@ -88,10 +88,10 @@ def test_which_convolution_a_scale_has():
         ticks = np.linspace(edge, 1 - edge, count)
         for s in range(scales):
             expected = np.argmin(np.abs(ticks - s / (scales - 1)))
-            assert _nearest_tick(s, scales, count) == expected, (scales, count, s)
-    assert [_nearest_tick(s, 5, 5) for s in range(5)] == [0, 1, 2, 3, 4]
-    assert _nearest_tick(0, 1, 1) == 0
-    assert {_nearest_tick(s, 7, 1) for s in range(7)} == {0}
+            assert nearest_tick(s, scales, count) == expected, (scales, count, s)
+    assert [nearest_tick(s, 5, 5) for s in range(5)] == [0, 1, 2, 3, 4]
+    assert nearest_tick(0, 1, 1) == 0
+    assert {nearest_tick(s, 7, 1) for s in range(7)} == {0}
 
 
 @pytest.mark.parametrize("learning", [Gradient(0.7), EMA(), Frozen()], ids=lambda v: str(v)[:3])
@@ -110,7 +110,7 @@ def test_gradients_are_those_of_the_loss(learning):
     w = learning.weight if isinstance(learning, Gradient) else 1.0
     for s, index in enumerate(indices):
         up = functional.interpolate(codes[index].movedim(-1, 1), size=x.shape[2:], mode="bicubic")
-        k = _nearest_tick(s, 5, 4)
+        k = nearest_tick(s, 5, 4)
         smooth = functional.conv2d(up, weights[2 * k], weights[2 * k + 1], padding=1)
         total = total + 0.5 * up + 0.5 * smooth
         expected = expected + 0.3 * (f - total.detach()).square().mean() / 5
