@@ -23,7 +23,9 @@ struct SoftmaxLanes<double> {
 template <class T>
 struct Softmax {
   static constexpr int kWidth = kLanes * 4 / static_cast<int>(sizeof(T));
-  static constexpr int kPanel = 2 * kWidth;
+  // with four owners twelve sums, as many as hide the latency of a multiplication in 16 registers
+  static constexpr int kVectors = 3;
+  static constexpr int kPanel = kVectors * kWidth;
   using Bits = typename SoftmaxLanes<T>::Bits;
   using Vector = typename SoftmaxLanes<T>::Vector;
   using Integers = typename SoftmaxLanes<T>::Integers;
@@ -34,7 +36,8 @@ struct Softmax {
     return v;
   }
   static FASTVQ_INLINE void put(T* p, Vector v) { __builtin_memcpy(p, &v, sizeof(v)); }
-  static FASTVQ_INLINE Vector all(T value) { return Vector{} + value; }
+  // less 0 is the value itself for either zero, which plus 0 is not: one instruction, not two
+  static FASTVQ_INLINE Vector all(T value) { return value - Vector{}; }
 
   static FASTVQ_INLINE T sum(Vector v) {
     T total = 0;
@@ -84,24 +87,22 @@ struct Softmax {
   static FASTVQ_INLINE void measure(const T* const (&owners)[4], const T* packed, int64_t panels,
                                     int64_t depth, T scale, T* out, int64_t stride) {
     for (int64_t p = 0; p < panels; ++p, packed += depth * kPanel, out += kPanel) {
-      Vector total[4][2] = {};
+      Vector total[4][kVectors] = {};
       for (int64_t d = 0; d < depth; ++d) {
-        const Vector a = at(packed + d * kPanel), b = at(packed + d * kPanel + kWidth);
+        Vector other[kVectors];
+        for (int v = 0; v < kVectors; ++v) other[v] = at(packed + d * kPanel + v * kWidth);
         for (int r = 0; r < 4; ++r) {
           const Vector own = all(owners[r][d]);
-          if constexpr (kDot) {
-            total[r][0] += own * a;
-            total[r][1] += own * b;
-          } else {
-            const Vector u = own - a, v = own - b;
-            total[r][0] += u * u;
-            total[r][1] += v * v;
+          for (int v = 0; v < kVectors; ++v) {
+            const Vector difference = own - other[v];
+            total[r][v] += kDot ? own * other[v] : difference * difference;
           }
         }
       }
       for (int r = 0; r < 4; ++r) {
-        put(out + r * stride, total[r][0] * scale);
-        put(out + r * stride + kWidth, total[r][1] * scale);
+        for (int v = 0; v < kVectors; ++v) {
+          put(out + r * stride + v * kWidth, total[r][v] * scale);
+        }
       }
     }
   }
@@ -177,29 +178,35 @@ struct Softmax {
     return sum(total);
   }
 
-  // totals[r][c] = the sum over j of terms[r * stride + j] * values[j * channels + c]; channels is
-  // a multiple of the vector's width.
+  // totals[r][c] = the sum over j < count of terms[r * stride + j] * values[c][j]; the channels are a
+  // multiple of the vector's width and come a panel after another, values[panel][j][channel].
   static void spread(const T* terms, int64_t stride, const T* values, int64_t count,
                      int64_t channels, T* totals) {
     int64_t c = 0;
     for (; c + kPanel <= channels; c += kPanel) {
-      spread_into<2>(terms, stride, values + c, count, channels, totals + c);
+      spread_into<kVectors>(terms, stride, values + c * count, count, channels, totals + c);
     }
-    if (c < channels) spread_into<1>(terms, stride, values + c, count, channels, totals + c);
+    if (c + 2 * kWidth == channels) {
+      spread_into<2>(terms, stride, values + c * count, count, channels, totals + c);
+    } else if (c < channels) {
+      spread_into<1>(terms, stride, values + c * count, count, channels, totals + c);
+    }
   }
 
-  template <int kVectors>
+  template <int kSome>
   static FASTVQ_INLINE void spread_into(const T* terms, int64_t stride, const T* values,
                                         int64_t count, int64_t channels, T* totals) {
-    Vector total[4][kVectors] = {};
-    for (int64_t j = 0; j < count; ++j) {
-      for (int v = 0; v < kVectors; ++v) {
-        const Vector value = at(values + j * channels + v * kWidth);
-        for (int r = 0; r < 4; ++r) total[r][v] += terms[r * stride + j] * value;
+    Vector total[4][kSome] = {};
+    for (int64_t j = 0; j < count; ++j, values += kSome * kWidth) {
+      Vector value[kSome];
+      for (int v = 0; v < kSome; ++v) value[v] = at(values + v * kWidth);
+      for (int r = 0; r < 4; ++r) {
+        const Vector term = all(terms[r * stride + j]);
+        for (int v = 0; v < kSome; ++v) total[r][v] += term * value[v];
       }
     }
     for (int r = 0; r < 4; ++r) {
-      for (int v = 0; v < kVectors; ++v) put(totals + r * channels + v * kWidth, total[r][v]);
+      for (int v = 0; v < kSome; ++v) put(totals + r * channels + v * kWidth, total[r][v]);
     }
   }
 

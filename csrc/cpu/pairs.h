@@ -21,7 +21,7 @@ namespace fastvq {
 
 constexpr int64_t kTogether = 4;   // owners in the kernels
 constexpr int64_t kOwners = 64;    // at most, in a task
-constexpr int64_t kBlock = 512;    // others; a multiple of every panel
+constexpr int64_t kBlock = 192;    // others: a multiple of every panel, and few enough to stay near
 
 struct Sizes {
   int64_t heads, rows, codes, depth;
@@ -93,6 +93,27 @@ Buffer<T> padded(const T* rows, int64_t count, int64_t depth, int64_t padded_dep
       const int64_t taken = row < count ? depth : 0;
       std::copy_n(rows + (row < count ? row : 0) * depth, taken, to);
       std::fill(to + taken, to + padded_depth, rest);
+    }
+  });
+  return out;
+}
+
+// Rows [count, channels] as blocks of panels of channels, [block][panel][row][channel], zeros where
+// there is no row or, up to `padded_channels`, no channel.
+template <class T>
+Buffer<T> blocked(const T* rows, int64_t count, int64_t channels, int64_t padded_channels) {
+  const int64_t panel = softmax_kernels<T>().panel, blocks = divide_up(count, kBlock);
+  Buffer<T> out(blocks * kBlock * padded_channels);
+  run_tasks(blocks, [&](int64_t b) {
+    T* to = out.get() + b * kBlock * padded_channels;
+    for (int64_t c = 0; c < padded_channels; c += panel) {
+      const int64_t width = std::min(panel, padded_channels - c);
+      const int64_t taken = std::clamp<int64_t>(channels - c, 0, width);
+      for (int64_t row = b * kBlock; row < (b + 1) * kBlock; ++row, to += width) {
+        const int64_t some = row < count ? taken : 0;
+        std::copy_n(rows + (row < count ? row * channels + c : 0), some, to);
+        std::fill(to + some, to + width, T(0));
+      }
     }
   });
   return out;

@@ -17,7 +17,7 @@ struct SumArguments {
   const T *maximum, *log_sum, *log_factor, *factor, *weight;
   const T *bias, *code_factor;
   const T *direction, *axes;  // of the owners, and of the others in panels; or null
-  const T* values;            // [others, padded] or null
+  const T* values;            // as blocks of panels, or null
   T *weights, *totals;
 };
 
@@ -124,10 +124,10 @@ void fill_sums(const Sizes& n, const SumTensors& in, int64_t channels, bool by_c
     const T* turned = by_code ? of_rows : of_codes;
     const Buffer<T> panels =
         turned == nullptr ? Buffer<T>() : packed(turned, other_count, n.depth);
-    const Buffer<T> wide =
-        values == nullptr
-            ? Buffer<T>()
-            : padded(values + h * other_count * channels, other_count, channels, width);
+    const Buffer<T> wide = values == nullptr
+                               ? Buffer<T>()
+                               : blocked(values + h * other_count * channels, other_count,
+                                         channels, width);
     const SumArguments<T> arguments{n.depth,
                                     channels,
                                     values == nullptr ? 0 : width,
