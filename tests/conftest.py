@@ -29,6 +29,16 @@ if os.environ.get("TRITON_INTERPRET") == "1" and os.name != "nt":
         return function.rewrite()(*args, **kwargs)
 
     interpreter.InterpretedFunction.__call__ = _call
+    _types, _type_of = {}, interpreter._get_np_dtype
+
+    def _remembered(dtype):
+        """The numpy type of a block or scalar, for which each time all types are tabled anew."""
+        name = dtype.scalar.name
+        if name not in _types:
+            _types[name] = _type_of(dtype)
+        return _types[name]
+
+    interpreter._get_np_dtype = _remembered
 
 # a script of test_triton_aot.py, for processes of its own
 collect_ignore = ["ops/compile_ahead.py"]
