@@ -10,7 +10,7 @@ import torch
 
 import fastvq
 
-# distribution -> what is lost without it
+# distribution -> what it is needed for
 _OPTIONAL = {
     "triton": "the GPU kernels",
     "safetensors": "saving and loading models",
@@ -51,4 +51,4 @@ def _package(name: str, purpose: str) -> str:
         return f"{name:<13} {importlib.metadata.version(name)}"
     except importlib.metadata.PackageNotFoundError:
         extra = "" if name == "triton" else ' (pip install "fastvq[train]")'
-        return f"{name:<13} absent: without it no {purpose}{extra}"
+        return f"{name:<13} absent: needed for {purpose}{extra}"
