@@ -46,12 +46,14 @@ def bits_per_dim(out: Path, seed: int) -> dict[str, Any]:
     def work() -> dict[str, Any]:
         run = out / f"likelihood-{seed}"
         how = dataclasses.replace(LIKELIHOOD_TRAINING, seed=seed)
-        model = training.train_model(DataConfig(), LIKELIHOOD_MODEL, how, run, report=_quiet)
+        model = training.train_model(
+            DataConfig(), LIKELIHOOD_MODEL, how, run, resume=True, report=_quiet
+        )
         splits = training.load_data(run, model)
         codes = training.encode_splits(model, splits, copies=_COPIES, jitter=how, seed=seed)
         prior_how = dataclasses.replace(PRIOR_TRAINING, seed=seed)
         folder = runs.prior_folder(run, 0)
-        prior = training.train_prior(codes, PRIOR, prior_how, folder, report=_quiet)
+        prior = training.train_prior(codes, PRIOR, prior_how, folder, resume=True, report=_quiet)
         return training.evaluate(model, splits, "test", priors=[prior])["bits_per_dim"]
 
     return timed(work)
