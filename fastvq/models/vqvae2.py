@@ -30,6 +30,10 @@ class VQVAE2Config(AutoEncoderConfig):
         codebook_sizes: codes K of each level, the finest first too, in place of ``codebook_size``,
             which is then left at its default; ``None`` for ``codebook_size`` at each. Not for
             ``fsq`` and ``residual_fsq``, whose ``fsq_levels`` say it.
+
+    Note:
+        Codes of an upper level that stay unused long after the start are a sign that
+        ``commitment_weight`` is too large for the reconstruction loss: try a fifth of it.
     """
 
     strides: tuple[tuple[int, ...], ...] = ((2, 2), (2,))
