@@ -1,4 +1,4 @@
-"""One VQ-VAE, one seed, twelve steps, every backend: the same model comes out.
+"""One VQ-VAE, one seed, twenty steps, every backend: the same model comes out.
 
 The budgets are absolute, for quantities of order one. Backends differ in the last bit of their
 float32 sums (about 1e-7) and the optimizer carries that along; what was seen is written beside
@@ -17,7 +17,7 @@ from fastvq import testing
 from fastvq.models import VQVAE, VQVAEConfig
 from fastvq.priors import GatedPixelCNN, GatedPixelCNNConfig
 
-STEPS = 12
+STEPS = 20
 MODEL = VQVAEConfig(
     hidden_channels=16, residual_channels=8, residual_blocks=1, codebook_size=24, codebook_dim=8
 )

@@ -27,7 +27,9 @@ _WORKSPACE = 1 << 18
 def bit_entropies(logits: Tensor) -> Tensor:
     """The entropy in nats of each bit, exact to rounding for logits of any size."""
     size = logits.abs()
-    odds = torch.exp(-size)  # of the less likely value
+    # of the less likely value; 0 where it would be subnormal, at ten times the time
+    most = -math.log(torch.finfo(size.dtype).tiny)
+    odds = torch.where(size < most, torch.exp(-size.clamp_max(most)), 0)
     return torch.log1p(odds) + size * odds / (1 + odds)
 
 

@@ -10,9 +10,8 @@ from fastvq import _checks
 from fastvq.nn._bit_entropy import batch_entropy, bit_entropies
 from fastvq.nn._grid import GridQuantizer
 
-# a bit this sure has entropy 2e-16, which is nothing beside rounding; further out the numbers are
-# subnormal, at ten times the time, and a logit of Inf would make them NaN
-_SURE = 40.0
+# a bit this sure has entropy 0 in every dtype; beyond it a logit of Inf would make it NaN
+_SURE = 1000.0
 _MOST_GROUP_BITS = 24
 
 
