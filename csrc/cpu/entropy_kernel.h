@@ -285,5 +285,6 @@ struct Softmax {
 template <class T>
 static constexpr SoftmaxKernels<T> softmax_table() {
   using S = Softmax<T>;
+  static_assert(kBlock % S::kPanel == 0);
   return {S::kPanel, S::kWidth, S::products, S::absorb, S::weigh, S::spread, S::perturb};
 }

@@ -179,6 +179,9 @@ struct SoftmaxTerms {
   const T* direction;                                         // v . a of each pair, or null
 };
 
+// Others in a block: a multiple of every panel, and few enough to stay near.
+constexpr int64_t kBlock = 192;
+
 // A block is some panels of others. Four owners are worked on together.
 template <class T>
 struct SoftmaxKernels {

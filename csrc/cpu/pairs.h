@@ -21,7 +21,6 @@ namespace fastvq {
 
 constexpr int64_t kTogether = 4;   // owners in the kernels
 constexpr int64_t kOwners = 64;    // at most, in a task
-constexpr int64_t kBlock = 192;    // others: a multiple of every panel, and few enough to stay near
 
 struct Sizes {
   int64_t heads, rows, codes, depth;

@@ -11,6 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fastvq
 from fastvq import ops, testing
 
+from ..conftest import using
+
 METRICS = ("euclidean", "cosine", "dot")
 DISTANCES = {
     "euclidean": lambda x, c: (x.unsqueeze(-2) - c).square().sum(-1),
@@ -122,6 +124,19 @@ def test_soft_assignment_of_other_values(backend, budgeted, metric, heads):
     expected.backward(cotangent.double())
     for mine, plain in zip(leaf, wide, strict=True):
         testing.assert_within(mine.grad, plain.grad, relative * (1 + plain.grad.abs().max()))
+
+
+@pytest.mark.parametrize("channels", [4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 80])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_values_of_every_number_of_panels(channels, dtype):
+    """What fills no whole panel of channels of an instruction set is one vector of it or two."""
+    x, codebook, values = (torch.randn(n, channels, dtype=dtype) for n in (9, 400, 400))
+    with using("native"):
+        actual = ops.soft_assignment(
+            x, codebook, values=values, metric="dot", inverse_temperature=0.1
+        )
+    expected = dense(x.double(), codebook.double(), "dot", 0.1).exp() @ values.double()
+    close(actual, expected, 1e-5 if dtype == torch.float32 else 1e-12)
 
 
 def test_values_unlike_the_codebook_are_refused():
