@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """``python -m benchmarks.models``: trains, samples and measures every system; a table at the end.
 
-Each seed is a run folder under ``--out``, so that a command that was stopped goes on where it was
-(and tells the seconds of what was left).
+Each seed is a run folder under ``--out``. A command that was stopped goes on where it was, and
+tells the seconds of what was left; but of the folders ``demo-*`` an unfinished one, or one whose
+section is asked for again, has to be removed first.
 Runs are single-threaded, for a seed to give the same figures on any number of cores. The result
 file keeps the sections that were not asked for.
 """
