@@ -47,6 +47,10 @@ def works(setting: Setting) -> Iterator[Work]:
         for name, run in checks.items():
             yield Work(f"{backend}: {name}", partial(setting.on, backend, partial(run, setting)))
     yield Work("graphed sampling equals plain sampling", partial(_sampling, setting))
+
+
+def sanitizer_works(setting: Setting) -> Iterator[Work]:
+    """NVIDIA's sanitizer over small odd calls: minutes where the kernels are not yet compiled."""
     for tool in TOOLS:
         yield Work(f"compute-sanitizer {tool}", partial(_sanitizer, setting, tool))
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import fastvq
 from benchmarks.gpu.running import Work
-from benchmarks.gpu.setting import SEARCH_SHAPES, Setting
+from benchmarks.gpu.setting import NARROW_SHAPES, SEARCH_SHAPES, WIDE_SHAPES, Setting
 from fastvq import testing
 from fastvq.ops import nearest
 
@@ -42,6 +42,13 @@ def works(setting: Setting) -> Iterator[Work]:
 
 def _checks(setting: Setting) -> Iterator[tuple[str, Callable[[], None]]]:
     device, quick = setting.device, setting.quick
+    if not quick:
+        # what is timed later, at a size that float64 can check: compiles the same kernels
+        for _, k, d in SEARCH_SHAPES + WIDE_SHAPES + NARROW_SHAPES:
+            for dtype in (torch.float32, torch.bfloat16):
+                make = partial(testing.clustered, 4096, min(k, 8192), d)
+                run = partial(_as_timed, device, partial(_cast, make, dtype, dtype))
+                yield f"as timed, K = {k} D = {d} {_short(dtype)}", run
     for case in testing.NEAREST_CASES:
         if not quick or case.name in QUICK_CASES:
             for metric in METRICS[: 1 if quick else 3]:
@@ -51,11 +58,6 @@ def _checks(setting: Setting) -> Iterator[tuple[str, Callable[[], None]]]:
             if not quick or (dtype == torch.float32 and max(shape) < 10):
                 make = partial(testing.gaussian, *shape, dtype=dtype)
                 yield f"{_by(shape)} {_short(dtype)}", partial(_exact, device, make)
-    for d in QUICK_CHANNELS if quick else CHANNELS:
-        for dtype in (torch.float32, torch.bfloat16):
-            make = partial(testing.gaussian, 20 if quick else 400, 90 if quick else 300, d)
-            run = partial(_exact, device, partial(_cast, make, dtype, dtype))
-            yield f"D = {d} {_short(dtype)}", run
     for x_dtype in DTYPES[: 1 if quick else 4]:
         for c_dtype in DTYPES[: 2 if quick else 4]:
             make = partial(_cast, partial(testing.gaussian, 40, 30, 20), x_dtype, c_dtype)
@@ -66,14 +68,13 @@ def _checks(setting: Setting) -> Iterator[tuple[str, Callable[[], None]]]:
     yield "heads", partial(_heads, device)
     yield "same bits", partial(_same_bits, device, 20 if quick else 20_000)
     yield "bad rows apart", partial(_bad_rows, device)
-    yield "fast is near", partial(_fast, device)
-    if not quick:
-        # what is timed later, at a size that float64 can check: compiles the same kernels
-        for _, k, d in SEARCH_SHAPES:
-            for dtype in (torch.float32, torch.bfloat16):
-                make = partial(testing.clustered, 4096, min(k, 8192), d)
-                run = partial(_exact, device, partial(_cast, make, dtype, dtype))
-                yield f"as timed, K = {k} D = {d} {_short(dtype)}", run
+    yield "fast is near", partial(_fast, device, partial(testing.gaussian, 300, 100, 32))
+    # a compilation each, so they come last
+    for d in QUICK_CHANNELS if quick else CHANNELS:
+        for dtype in (torch.float32, torch.bfloat16):
+            make = partial(testing.gaussian, 20 if quick else 400, 90 if quick else 300, d)
+            run = partial(_exact, device, partial(_cast, make, dtype, dtype))
+            yield f"D = {d} {_short(dtype)}", run
 
 
 def _exact(
@@ -129,8 +130,13 @@ def _bad_rows(device: str) -> None:
     assert spoiled.distances[~good].isnan().all()
 
 
-def _fast(device: str) -> None:
-    x, codebook = (t.to(device) for t in testing.gaussian(300, 100, 32))
+def _as_timed(device: str, make: Callable[[], tuple[Tensor, Tensor]]) -> None:
+    _exact(device, make)
+    _fast(device, make)
+
+
+def _fast(device: str, make: Callable[[], tuple[Tensor, Tensor]]) -> None:
+    x, codebook = (t.to(device) for t in make())
     distances = testing.exact_distances(x, codebook)
     fast = nearest(x, codebook, precision="fast").indices
     chosen = distances.gather(1, fast.unsqueeze(1)).squeeze(1)

@@ -43,10 +43,11 @@ class Section(NamedTuple):
 
 
 def correctness(setting: Setting) -> Iterator[Work]:
-    """Every check; those that take long come first."""
+    """Every check; what a run cannot do without comes first, what takes longest last."""
     yield from checks_device.works(setting)
-    yield from checks_nearest.works(setting)
     yield from checks_ops.works(setting)
+    yield from checks_nearest.works(setting)
+    yield from checks_device.sanitizer_works(setting)
 
 
 SECTIONS = {
@@ -62,8 +63,8 @@ TUNING = {
 
 
 def parts() -> int:
-    """How many processes share the device where order and time do not count."""
-    return max(1, min(8, (os.cpu_count() or 1) // 2))
+    """How many processes share the device where order and time do not count: they compile."""
+    return max(1, min(16, (os.cpu_count() or 1) - 2))
 
 
 class Order(NamedTuple):

@@ -31,13 +31,18 @@ pytest.importorskip("triton", reason="Triton has no build for this platform")
 TRITON = Setting("cpu", True, ("triton",))
 
 
+def device_works(setting):
+    yield from checks_device.works(setting)
+    yield from checks_device.sanitizer_works(setting)
+
+
 def results(works, tmp_path: Path, seconds: float = 600) -> dict[str, Record]:
     journal = Journal(tmp_path / "journal.jsonl")
     perform("checks", works, journal, Clock(seconds))
     return journal.read()
 
 
-@pytest.mark.parametrize("works", [checks_nearest.works, checks_ops.works, checks_device.works])
+@pytest.mark.parametrize("works", [checks_nearest.works, checks_ops.works, device_works])
 def test_every_check_is_green_in_the_interpreter(works, tmp_path):
     # what compiles has its own tests, and its compilation takes longer than all the rest
     cheap = [work for work in works(TRITON) if not work.name.endswith("compiles whole")]
@@ -46,7 +51,7 @@ def test_every_check_is_green_in_the_interpreter(works, tmp_path):
     assert [record for record in found.values() if record.status == FAILED] == []
     needing_gpu = [record for record in found.values() if record.status == SKIPPED]
     assert all("GPU" in record.note for record in needing_gpu)
-    assert len(needing_gpu) == (7 if works is checks_device.works else 0)
+    assert len(needing_gpu) == (7 if works is device_works else 0)
 
 
 @pytest.mark.parametrize("op", ["nearest", "quantize", "statistics"])
