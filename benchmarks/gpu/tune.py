@@ -52,8 +52,8 @@ def candidates(work: Any, device: Any) -> list[Any]:
     if work.channels > 128:
         cuts += [
             tiling.Cut(128, codes, part, 8, False, 8, stages, 255)
-            for codes, part in ((64, 32), (64, 64), (128, 32), (128, 64), (256, 32))
-            for stages in (2, 3)
+            for codes, part in ((128, 64), (128, 128), (256, 32), (256, 64))
+            for stages in (2, 3, 4)
         ]
     return [cut for cut in cuts if tiling.fits(work, cut, device)]
 
@@ -122,10 +122,12 @@ def _launched_with(cut: Any, least: int) -> Iterator[None]:
     tiling.LEAST = least
     if cut is not None:
         tiling.coarse_cut = lambda *_: cut
+    tiling.search_tiling.cache_clear()
     try:
         yield
     finally:
         tiling.coarse_cut, tiling.LEAST = shipped
+        tiling.search_tiling.cache_clear()
 
 
 def winners(records: list[Record]) -> Iterator[str]:

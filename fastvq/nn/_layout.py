@@ -40,18 +40,25 @@ def leading(x: Tensor, channel_dim: int) -> torch.Size:
 def rows_of(x: Tensor, channel_dim: int) -> Tensor:
     """x as ``[B, M, dim]``, a view wherever one exists."""
     # flat before the channels move, which is also the order that torch.compile can follow
-    if x.ndim > 2:
-        return x.movedim(channel_dim, 1).flatten(2).movedim(1, -1)
-    return x.movedim(channel_dim, -1).reshape(1, -1, x.shape[channel_dim])
+    if x.ndim > 3:
+        x, channel_dim = _moved(x, channel_dim, 1).flatten(2), 1
+    rows = _moved(x, channel_dim, -1)
+    return rows if rows.ndim == 3 else rows.reshape(1, -1, rows.shape[-1])
 
 
 def vectors_out(rows: Tensor, x: Tensor, channel_dim: int) -> Tensor:
     """Rows ``[B, M, dim]`` in the shape of x."""
-    if x.ndim <= 2:
-        shape = (*leading(x, channel_dim), rows.shape[-1])
-        return rows.reshape(shape).movedim(-1, channel_dim)
-    shape = x.movedim(channel_dim, 1).shape
-    return rows.movedim(-1, 1).reshape(shape).movedim(1, channel_dim)
+    if x.ndim > 3:
+        shape = _moved(x, channel_dim, 1).shape
+        return _moved(rows.movedim(-1, 1).reshape(shape), 1, channel_dim)
+    if x.ndim < 3:
+        rows = rows.reshape(*leading(x, channel_dim), rows.shape[-1])
+    return _moved(rows, -1, channel_dim)
+
+
+def _moved(x: Tensor, source: int, target: int) -> Tensor:
+    # a view of nothing new costs its time all the same, and again in backward
+    return x if source % x.ndim == target % x.ndim else x.movedim(source, target)
 
 
 def indices_out(indices: Tensor, x: Tensor, channel_dim: int) -> Tensor:

@@ -28,6 +28,12 @@ class Levels(Codebook):
         counts, residuals = ops.level_statistics(x, self.vectors, indices)
         self._learn_from(counts, residuals, x, indices)
 
+    def _by_kernels(self, counts: Tensor, residuals: Tensor, x: Tensor, indices: Tensor) -> None:
+        # what a level sees follows from where the codes before it have moved
+        self._launch(counts, residuals, None)
+        if self.revival is not None:
+            self._revive(x, indices, True, self.revival)
+
     def _vectors_at(self, image: Tensor, row: Tensor, x: Tensor, indices: Tensor) -> Tensor:
         found = x[image, row].to(self.vectors.dtype)  # [Q, K, D]
         taken = indices[image, row]  # [Q, K, Q]

@@ -3,15 +3,16 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fastvq import ops
+from fastvq import _backends, ops
 from fastvq.nn import start as starts
-from fastvq.nn._distributed import of_first_process, sum_over_processes
+from fastvq.nn._distributed import distributed, of_first_process, sum_over_processes
 from fastvq.nn.learning import EMA, Gradient, Learning
 from fastvq.nn.revival import Revival
 from fastvq.nn.start import KMeans, Start
@@ -130,6 +131,9 @@ class Codebook(nn.Module):
 
     def _learn_from(self, counts: Tensor, residuals: Tensor, x: Tensor, indices: Tensor) -> None:
         """The step, given this process's counts ``[H, K]`` and residuals ``[H, K, D]``."""
+        if self._fits_kernels(counts, residuals):
+            self._by_kernels(counts, residuals, x, indices)
+            return
         counts, residuals = sum_over_processes(counts, residuals)
         due: Tensor | bool = True
         if isinstance(self.learning, EMA) and self.learning.every > 1:
@@ -137,6 +141,42 @@ class Codebook(nn.Module):
         self._move(counts, residuals, due)
         if self.revival is not None:
             self._revive(x, indices, due, self.revival)
+
+    def _fits_kernels(self, counts: Tensor, residuals: Tensor) -> bool:
+        """Whether Triton takes the step: what it leaves to torch is rare, or compiled anyway."""
+        if torch.compiler.is_compiling() or distributed():
+            return False
+        if isinstance(self.learning, EMA) and self.learning.every > 1:
+            return False
+        tensors = (counts, residuals, self.vectors, self.cluster_size)
+        plain = all(t.dtype == torch.float32 and t.is_contiguous() for t in tensors)
+        return plain and _backends.chosen("statistics", counts.device.type) == "triton"
+
+    def _by_kernels(self, counts: Tensor, residuals: Tensor, x: Tensor, indices: Tensor) -> None:
+        """What `_move` and `_revive` do, in two launches."""
+        rows, revived = indices.shape[0] * indices.shape[1], None
+        if self.revival is not None and rows > 0:
+            picks = torch.randint(rows, counts.shape, device=x.device)
+            revived = (x, indices, picks, self.revival.threshold)
+        self._launch(counts, residuals, revived)
+
+    def _launch(
+        self,
+        counts: Tensor,
+        residuals: Tensor,
+        revived: tuple[Tensor, Tensor, Tensor, float] | None,
+    ) -> None:
+        # Triton need not be there, and is loaded when it is first used
+        importlib.import_module("fastvq.nn._triton_update").update(
+            self.vectors,
+            self.cluster_size,
+            counts,
+            residuals,
+            decay=self._decay,
+            moves=isinstance(self.learning, EMA),
+            unit_norm=self.unit_norm,
+            revived=revived,
+        )
 
     def usage(self) -> Usage:
         """Perplexity, dead codes and the share of the largest; waits for the device."""
@@ -162,7 +202,7 @@ class Codebook(nn.Module):
 
     def _move(self, counts: Tensor, residuals: Tensor, due: Tensor | bool) -> None:
         """The moving averages of counts and codes."""
-        decay = self.learning.decay if isinstance(self.learning, EMA) else _USAGE_DECAY
+        decay = self._decay
         size = decay * self.cluster_size + (1 - decay) * counts.to(self.cluster_size.dtype)
         # a level that nothing was asked of forgets nothing
         asked = counts.sum(-1, keepdim=True) > 0  # [H, 1]
@@ -201,6 +241,10 @@ class Codebook(nn.Module):
         where = (image, row, torch.arange(len(image), device=x.device).unsqueeze(-1))
         usable = (indices[where] >= 0).unsqueeze(-1)
         return torch.where(usable, x[where].to(self.vectors.dtype), torch.nan)
+
+    @property
+    def _decay(self) -> float:
+        return self.learning.decay if isinstance(self.learning, EMA) else _USAGE_DECAY
 
     @staticmethod
     def _may_look(tensor: Tensor) -> bool:

@@ -154,14 +154,14 @@ class VectorQuantizer(nn.Module):
         rows = self._rows(x, mask)  # [B, M, H, d]
         usable = None if mask is None else mask.reshape(rows.shape[:2])
         if self.training:
-            self.book.begin(rows.detach(), usable)
+            self.book.begin(rows, usable)
         codes = self.book.snapshot()
         indices = self._search(rows, codes)
         if usable is not None:
             indices = torch.where(usable.unsqueeze(-1), indices, -1)
         out = ops.quantize(rows, codes, indices, gradient=self.gradient)
         if self.training:
-            self.book.learn(rows.detach(), indices)
+            self.book.learn(rows, indices)
         loss = self.commitment_weight * out.commitment_loss
         if isinstance(self.book.learning, Gradient):
             metric: SearchMetric = "cosine" if self.metric == "angular" else self.metric

@@ -16,17 +16,21 @@ def canonical(x: Tensor, heads: bool) -> Tensor:
     ``[B, D, H, W]`` with the channels moved last have rows at ``b * D * H * W + m``. A tensor whose
     leading dimensions do not collapse to two is copied, at O(N D).
     """
-    if not heads:
-        x = x.unsqueeze(-2)  # [..., 1, D]
-    leading, tail = x.shape[:-2], x.shape[-2:]
-    if len(leading) < 2:
-        return x.reshape(1, math.prod(leading), *tail)
-    return x.reshape(leading[0], math.prod(leading[1:]), *tail)
+    return _two_leading(x if heads else x.unsqueeze(-2), 2)
 
 
 def canonical_indices(indices: Tensor, heads: bool) -> Tensor:
     """Views indices ``[...]`` or, with heads, ``[..., H]`` as ``[B, M, H]``."""
-    return canonical(indices.unsqueeze(-1), heads).squeeze(-1)
+    return _two_leading(indices if heads else indices.unsqueeze(-1), 1)
+
+
+def _two_leading(tensor: Tensor, tail: int) -> Tensor:
+    """The tensor with two dimensions in the place of those before its last ``tail``."""
+    leading, last = tensor.shape[:-tail], tensor.shape[-tail:]
+    if len(leading) == 2:
+        return tensor
+    first, rest = (1, leading) if len(leading) < 2 else (leading[0], leading[1:])
+    return tensor.reshape(first, math.prod(rest), *last)
 
 
 def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
@@ -45,3 +49,13 @@ def gather_codes(codebook: Tensor, indices: Tensor) -> Tensor:
     codes = codebook[torch.arange(heads, device=codebook.device), safe]
     inside = (indices >= -1) & (indices < num_codes)
     return torch.where(inside.unsqueeze(-1), codes, torch.nan)
+
+
+def ceil_div(size: int, block: int) -> int:
+    """How many blocks cover a size; ``triton.cdiv`` says the same and takes microseconds."""
+    return -(-size // block)
+
+
+def power_of_two(size: int) -> int:
+    """The smallest power of two that is not below a size of at least 1."""
+    return 1 << (size - 1).bit_length()

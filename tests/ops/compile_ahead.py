@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,6 +76,11 @@ CASES = (
     Case("residual", 4096, 64, 128),
     Case("residual", 8192, 64, 128),
     Case("residual", 256, 16, 64, x=BRAIN, codebook=DOUBLE),
+    Case("update", 1, 1, 3),
+    Case("update", 4096, 1024, 64),
+    Case("update", 8192, 1024, 64),
+    Case("update", 4096, 1000, 1000, x=BRAIN),
+    Case("update", 4096, 512, 64, x=HALF, channels_first=True),
     Case("entropy", 4096, 1024, 64),
     Case("entropy", 8192, 1024, 64),
     Case("entropy", 4096, 1024, 3, "dot", DOUBLE, DOUBLE),
@@ -130,6 +136,9 @@ def launch(case: Case) -> None:
     if case.op == "entropy":
         launch_entropy(case)
         return
+    if case.op == "update":
+        launch_update(case, x, codebook, indices)
+        return
     if case.op == "residual":
         # its search goes through the dispatcher, which runs it on the CPU
         residual = import_module("fastvq.ops.residual._triton")
@@ -163,6 +172,18 @@ def launch_entropy(case: Case) -> None:
         streams.softmax_sums(*given, None, None, None, None, by_code, case.metric, 2.0)
     keys = torch.zeros(2, 1, case.rows, dtype=torch.int64)
     streams.softmax_samples(x, codebook, code, keys, case.metric, 2.0)
+
+
+def launch_update(
+    case: Case, x: torch.Tensor, codebook: torch.Tensor, indices: torch.Tensor
+) -> None:
+    """Calls a codebook's step for all that it may be asked for."""
+    update = import_module("fastvq.nn._triton_update").update
+    sizes = torch.zeros(1, case.codes)
+    rows = (x, indices, sizes.long(), 0.1)
+    for moves, unit_norm, revived in product((True, False), (True, False), (rows, None)):
+        options = {"decay": 0.9, "moves": moves, "unit_norm": unit_norm, "revived": revived}
+        update(codebook, sizes, sizes, codebook, **options)
 
 
 class Compiled(NamedTuple):

@@ -28,7 +28,7 @@ class _Skipped:
 def passes(monkeypatch):
     """What the passes of a search leave to the rescoring: the groups, and the rows on each list."""
     prepare, search = MODULE.prepare, MODULE._launch
-    ready, lists = {}, []
+    ready, lists = {}, {}
 
     def prepare_once(codebook, *args, **options):
         key = codebook.data_ptr()
@@ -36,12 +36,15 @@ def passes(monkeypatch):
             ready[key] = prepare(codebook, *args, **options)
         return ready[key]._replace(state=ready[key].state.clone())
 
-    def launch(step, rows, operands, *rest):
-        search(step, rows, operands, *rest)
-        counts = operands[4][:, step.goal].tolist()
-        lists.append([step.unproven[h, :n].sort().values.tolist() for h, n in enumerate(counts)])
+    def launch(step, x, scales, codes, *rest):
+        search(step, x, scales, codes, *rest)
+        counts = codes.state[:, step.goal].tolist()
+        lists[step.goal] = [
+            step.unproven[h, :n].sort().values.tolist() for h, n in enumerate(counts)
+        ]
 
     monkeypatch.setattr(TILING, "LEAST", 1)
+    monkeypatch.setattr(MODULE, "search_tiling", TILING.search_tiling.__wrapped__)
     # few enough that a merge of a handful of shares goes around its loop
     monkeypatch.setattr(MODULE, "MERGE", MODULE.MERGE | {"BLOCK_S": 2})
     monkeypatch.setattr(MODULE, "prepare", prepare_once)
@@ -54,7 +57,7 @@ def passes(monkeypatch):
         monkeypatch.setattr(MODULE, "_device", lambda _: device)
         lists.clear()
         groups, _ = MODULE.nearest(x, codebook, metric, precision)
-        return groups, list(lists)
+        return groups, list(lists.values())
 
     return run
 
@@ -80,8 +83,8 @@ def bad_rows_and_codes():
 def near_ties():
     """Rows that the coarse pass proves, that the fine pass proves, and that neither does."""
     x, codebook = testing.clustered(150, 90, 32, spread=0.05, seed=23)
-    twins = codebook[20:65] + 3e-3 * torch.randn(45, 32)
-    return x, torch.cat([codebook, twins, codebook[:20]])
+    twins = [codebook[20:65] + 3e-3 * torch.randn(45, 32) for _ in range(2)]
+    return x, torch.cat([codebook, *twins, codebook[:20], codebook[:20]])
 
 
 def overflowing():
@@ -100,6 +103,7 @@ INPUTS = {
     "an odd number of tiles": lambda: testing.gaussian(129, 577, 5, seed=25),
     "16 bits": lambda: testing.gaussian(129, 300, 32, dtype=torch.float16, seed=26),
     "wide": lambda: testing.gaussian(9, 200, 300, seed=27),
+    "wide, in several parts": lambda: testing.gaussian(150, 70, 272, seed=28),
 }
 
 
@@ -120,6 +124,7 @@ def test_shares_change_no_group_and_no_list(passes, name, precision):
         pending, unresolved = (len(rows[0]) for rows in lists)
         assert 64 < pending < x.shape[1]
         assert 0 < unresolved < pending
+        assert ((groups > 1 << 31) & (groups < 1 << 62)).any()
 
 
 @pytest.fixture
@@ -133,6 +138,7 @@ def shared(monkeypatch):
             return kernel[grid]
 
     monkeypatch.setattr(TILING, "LEAST", 1)
+    monkeypatch.setattr(MODULE, "search_tiling", TILING.search_tiling.__wrapped__)
     monkeypatch.setattr(MODULE, "merge_kernel", Counted())
     device = TILING.Device(16, 227 << 10, 9)
     monkeypatch.setattr(MODULE, "_device", lambda _: device)

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastvq.ops._layout import ceil_div, power_of_two
 from fastvq.ops.entropy._triton_maths import gumbel_noise, logits_of, products_of
 
 # pairs in registers
@@ -31,7 +32,7 @@ def softmax_rows(
     out = tuple(x.new_empty((heads, rows)) for _ in range(4))
     if rows > 0 and heads > 0:
         columns = _columns(codebook)
-        _rows_kernel[(triton.cdiv(rows, _OWNERS), heads)](
+        _rows_kernel[(ceil_div(rows, _OWNERS), heads)](
             x, columns, bias, bias if indices is None else indices, *out, _scale(x, scale),
             rows, codebook.shape[1], D=channels, DOT=metric == "dot", CHOSEN=indices is not None,
             BLOCK_M=_OWNERS, BLOCK_K=_OTHERS,
@@ -52,8 +53,8 @@ def softmax_sums(
     weights = x.new_empty((heads, count))
     totals = x.new_empty((heads, count, wide))
     if count > 0 and heads > 0:
-        block_c = min(_CHANNELS, max(16, triton.next_power_of_2(wide)))
-        _sums_kernel[(triton.cdiv(count, _OWNERS), max(1, triton.cdiv(wide, block_c)), heads)](
+        block_c = min(_CHANNELS, max(16, power_of_two(wide)))
+        _sums_kernel[(ceil_div(count, _OWNERS), max(1, ceil_div(wide, block_c)), heads)](
             owners, _columns(others), bias, maximum, log_sum, factors, _or(code_factor, bias),
             _or(sides[0], owners), owners if sides[1] is None else _columns(sides[1]),
             _or(values, owners), weights, totals, _scale(x, scale),
@@ -72,7 +73,7 @@ def softmax_samples(
     heads, rows, channels = x.shape
     out = keys.new_empty((heads, rows))
     if rows > 0 and heads > 0:
-        _samples_kernel[(triton.cdiv(rows, _OWNERS), heads)](
+        _samples_kernel[(ceil_div(rows, _OWNERS), heads)](
             x, _columns(codebook), bias, keys, out, _scale(x, scale), rows, codebook.shape[1],
             D=channels, DOT=metric == "dot", BLOCK_M=_OWNERS, BLOCK_K=_OTHERS,
         )  # fmt: skip

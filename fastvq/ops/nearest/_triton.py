@@ -42,15 +42,20 @@ out adds :math:`\lVert y_l \rVert \max \lVert c_l \rVert`, and D' is one block o
 rounding for each block. Inputs that are 16-bit on both sides enter unrounded and unscaled: then r
 and :math:`\lVert y - \hat y \rVert` are 0.
 
-**The certificate.** Codes are compared in groups. If the best group leads by more than 2E, the
-nearest code lies in it: :math:`S_k \ge \hat S_k - E > \hat S_1 + E \ge \min_{g_1} S`. Its few codes
-are then compared in float32: by differences, whose relative error at most
-:math:`(\beta + D / \beta + 2) u` (blocks of :math:`\beta` channels) stays under half the promised
-1e-5, or for the products by a margin of twice that error. What is not proven goes on; overflow and
-NaN prove nothing, since they fail every comparison.
+**The certificate.** Codes are compared in groups. With the groups in the order of their best
+scores, the nearest code lies in the first g of them if the next one is more than 2E behind the
+first: for a code k of it, :math:`S_k \ge \hat S_k - E > \hat S_1 + E \ge \min_{g_1} S`. One group
+suffices most rows, two nearly all that remain. Their few codes are then compared in float32: by
+differences, whose relative error at most :math:`(\beta + D / \beta + 2) u` (:math:`\beta` sums of
+:math:`D / \beta` terms) stays under half the promised 1e-5, or for the products by a margin of
+twice that error. What is not proven goes on; overflow and NaN prove nothing, since they fail every
+comparison.
 
-Ties are never decided between groups, so the lowest of bit-equal codes is found by pass 3 or
-within a group, where the index breaks the tie.
+Groups are told apart by scores only where these prove it, so the lowest of bit-equal codes is found
+by pass 3, or among the codes of one or two groups, where the index breaks the tie.
+
+**Wide vectors.** Where a tile of x does not fit on chip, x is centred, scaled and rounded before
+the coarse pass, as many rows at a time as the device searches at once, and the products read that.
 """
 
 from __future__ import annotations
@@ -63,7 +68,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastvq.ops._layout import compute_dtype
+from fastvq.ops._layout import ceil_div, compute_dtype, power_of_two
 from fastvq.ops.nearest._triton_codebook import (
     ALL_ROWS,
     PENDING,
@@ -73,6 +78,7 @@ from fastvq.ops.nearest._triton_codebook import (
 )
 from fastvq.ops.nearest._triton_float64 import finish_kernel, refine_kernel
 from fastvq.ops.nearest._triton_rescore import rescore_kernel
+from fastvq.ops.nearest._triton_rows import SCALES, encode_rows_kernel
 from fastvq.ops.nearest._triton_search import search_kernel
 from fastvq.ops.nearest._triton_shares import FIELDS, merge_kernel
 from fastvq.ops.nearest._triton_tiling import (
@@ -88,6 +94,7 @@ from fastvq.ops.nearest._triton_tiling import (
 )
 
 REFINE = {"BLOCK_M": 8, "BLOCK_K": 16, "num_warps": 4, "maxnreg": 128}
+ENCODE = {"BLOCK_M": 16, "BLOCK_D": 32, "num_warps": 4}
 MERGE = {"BLOCK_M": 32, "BLOCK_S": 16, "num_warps": 4}
 MERGE_PROGRAMS = 512  # shared codes mean few rows: more find nothing to do
 _INT64_MAX = torch.iinfo(torch.int64).max
@@ -125,7 +132,6 @@ def _search(
     padded = (padded_codes(codes, coarse), padded_channels(channels))
     ready = prepare(codebook, metric, centred=centred, padded=padded, low=low)
     geometry = _Geometry.of(x, codebook)
-    operands = (x, ready.limbs, ready.half, ready.centre, ready.state, indices)
     shape = (*geometry.shape, padded[0], *geometry.strides[:4])
     flags = {"D": channels, "CENTRED": centred, "CERTIFY": exact}
     flags["SHIFTED"] = centred and metric == "euclidean"
@@ -137,9 +143,13 @@ def _search(
     entries = max(room(geometry.rows, padded[0], p.tiling, p.programs) for p in passes)
     found = x.new_empty((heads, entries, FIELDS.value), dtype=torch.int32)
     for step in passes:
-        _launch(step, geometry.rows, operands, found, shape, flags)
-    again = rescore_tiling(channels, coarse)
-    rescore_kernel[(triton.cdiv(geometry.rows, again.constants["BLOCK_M"]), heads)](
+        if step.tiling.constants["ENCODED"]:
+            _launch_encoded(step, x, ready, indices, found, geometry, flags)
+        else:
+            _launch(step, x, x, ready, indices, found, shape, flags)
+    again = rescore_tiling(channels, metric, coarse)
+    tiles = ceil_div(geometry.rows, again.constants["BLOCK_M"])
+    rescore_kernel[(min(tiles, again.programs(device, 1)), heads)](
         x, codebook, ready.half, ready.weight, ready.centre, ready.state,
         indices, distances, unresolved, *shape, *codebook.stride(),
         **flags, METRIC=metric, APPEND=UNRESOLVED.value, **again.constants, **again.options,
@@ -168,28 +178,51 @@ class _Pass(NamedTuple):
 
 
 def _launch(
-    step: _Pass, rows: int, operands: tuple[Tensor, ...], found: Tensor, shape: tuple[int, ...],
-    flags: dict[str, int | bool],
+    step: _Pass, x: Tensor, scales: Tensor, ready: Codebook, indices: Tensor, found: Tensor,
+    shape: tuple[int, ...], flags: dict[str, int | bool], first: int = 0,
 ) -> None:  # fmt: skip
     """Searches the rows of a pass; merges where programs may have shared the codes of a row."""
-    heads, codes = shape[2:4]
-    *_, state, indices = operands
+    every, inner, heads, codes = shape[:4]
     cut, programs, entries = step.tiling.constants, step.programs, found.shape[1]
     listed = step.source >= 0
+    rows = min(every - first, inner) if cut["ENCODED"] else every
     # of a list the device alone knows the length, which may be that of one tile
     most = shares(1 if listed else rows, codes, step.tiling, programs)
-    items = triton.cdiv(rows, cut["BLOCK_M"]) * most
+    items = ceil_div(rows, cut["BLOCK_M"]) * most
     search_kernel[(min(items, programs) if listed else items, heads)](
-        *operands, step.rows, step.unproven, found, *shape, entries, programs,
+        x, scales, ready.limbs, ready.half, ready.centre, ready.state, indices,
+        step.rows, step.unproven, found, every, first, *shape[1:], entries, programs,
         **flags, LIST=step.source, APPEND=step.goal, **cut, **step.tiling.options,
     )  # fmt: skip
     if most > 1:
-        blocks = triton.cdiv(rows, MERGE["BLOCK_M"])
+        blocks = ceil_div(rows, MERGE["BLOCK_M"])
         merge_kernel[(min(blocks, MERGE_PROGRAMS), heads)](
-            found, state, indices, step.rows if listed else step.unproven, step.unproven,
-            rows, heads, codes // cut["BLOCK_K"], entries, programs, cut["BLOCK_M"], cut["LEAST"],
-            step.source, step.goal, CERTIFY=flags["CERTIFY"], **MERGE,
+            found, ready.state, indices, step.rows if listed else step.unproven, step.unproven,
+            every, first, rows, heads, codes // cut["BLOCK_K"], entries, programs,
+            cut["BLOCK_M"], cut["LEAST"], 4 * cut["SPLIT"], step.source, step.goal,
+            CERTIFY=flags["CERTIFY"], **MERGE,
         )  # fmt: skip
+
+
+def _launch_encoded(
+    step: _Pass, x: Tensor, ready: Codebook, indices: Tensor, found: Tensor, geometry: _Geometry,
+    flags: dict[str, int | bool],
+) -> None:  # fmt: skip
+    """Encodes and searches as many rows at a time as the device searches at once: O(1) memory."""
+    every, inner, heads = geometry.shape
+    padded_d, codes = ready.limbs.shape[-1], ready.limbs.shape[-2]
+    tile = step.tiling.constants["BLOCK_M"]
+    most = min(step.programs, ceil_div(every, tile)) * tile
+    encoded = x.new_empty((heads, most, padded_d), dtype=ready.limbs.dtype)
+    scales = x.new_empty((heads, most, SCALES.value), dtype=torch.float32)
+    shape = (every, most, heads, codes, 0, padded_d, most * padded_d, 1)
+    rounding = {name: value for name, value in flags.items() if name != "CERTIFY"}
+    for first in range(0, every, most):
+        encode_rows_kernel[(most // ENCODE["BLOCK_M"], heads)](
+            x, ready.centre, ready.state, encoded, scales, every, first, most, inner,
+            *geometry.strides[:4], PADDED_D=padded_d, **rounding, **ENCODE,
+        )  # fmt: skip
+        _launch(step, encoded, scales, ready, indices, found, shape, flags, first)
 
 
 def _search_float64(
@@ -220,17 +253,15 @@ def _refine(
     flags = {"D": channels, "METRIC": metric}
     flags["LIST"] = (ALL_ROWS if listed is None else UNRESOLVED).value
     rows = indices if listed is None else listed
-    block_d = min(16, triton.next_power_of_2(channels))
+    block_d = min(16, power_of_two(channels))
     index_mask = (1 << max(1, (codes - 1).bit_length())) - 1
-    # enough shares to spread a handful of rows, each long enough to be worth its start
-    span = max(512, 32 * triton.cdiv(codes, 1024))
-    items = triton.cdiv(geometry.rows, 8) * triton.cdiv(codes, span)
+    items = ceil_div(geometry.rows, REFINE["BLOCK_M"]) * ceil_div(codes, REFINE["BLOCK_K"])
     refine_kernel[(min(items, 4 * _device(x.device).processors), heads)](
         x, codebook, ready.half, ready.weight, ready.state, rows, indices,
-        *geometry.shape, codes, ready.half.shape[1], span, index_mask, *geometry.strides,
+        *geometry.shape, codes, ready.half.shape[1], index_mask, *geometry.strides,
         **flags, BLOCK_D=block_d, **REFINE,
     )  # fmt: skip
-    tiles = triton.cdiv(geometry.rows, 32)
+    tiles = ceil_div(geometry.rows, 32)
     finish_kernel[(min(tiles, 4 * _device(x.device).processors), heads)](
         x, codebook, ready.state, rows, indices, distances,
         *geometry.shape, index_mask, *geometry.strides,
@@ -253,7 +284,7 @@ class _Geometry(NamedTuple):
         # one long run of rows keeps their addresses provably regular; no batch follows it, and so
         # that kernels serve any N, neither number depends on whether 16 divides N
         if batch == 1 or stride_b == inner * x.stride(1):
-            inner, stride_b = triton.cdiv(rows, 16) * 16, 0
+            inner, stride_b = ceil_div(rows, 16) * 16, 0
         return cls(rows, (rows, inner, heads), (stride_b, *strides, *codebook.stride()))
 
 

@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastvq.ops._layout import ceil_div
+
 # columns of Codebook.state; the first five hold float32 bits, whose order is that of the integers
 RANGE, RESIDUAL, RESIDUAL_LOW, NORM, HALF, PENDING, UNRESOLVED = (tl.constexpr(i) for i in range(7))
 STATE_COLUMNS = 8
@@ -59,7 +61,7 @@ def prepare(
         state=codebook.new_zeros((heads, STATE_COLUMNS), dtype=torch.int32),
     )
     block_d = min(32, columns)
-    grid = (triton.cdiv(rows, _BLOCK_R), heads)
+    grid = (ceil_div(rows, _BLOCK_R), heads)
     shape = (codes, rows, *codebook.stride())
     _centre_kernel[grid](
         codebook, ready.weight, ready.centre, ready.state, *shape,

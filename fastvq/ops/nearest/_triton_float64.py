@@ -14,6 +14,7 @@ import triton.language as tl
 
 from fastvq.ops.nearest._triton_codebook import ALL_ROWS
 from fastvq.ops.nearest._triton_rows import UNWRITTEN, load_rows, row_numbers, row_offset
+from fastvq.ops.nearest._triton_shares import share_out
 
 
 @triton.jit
@@ -61,12 +62,12 @@ def _ordered(distance):
 @triton.jit(do_not_specialize=["N"])
 def refine_kernel(
     x_ptr, codes_ptr, half_ptr, weight_ptr, state_ptr, rows_ptr, indices_ptr,
-    N, M, H, K, PADDED_K, SPAN, INDEX_MASK,
+    N, M, H, K, PADDED_K, INDEX_MASK,
     stride_xb, stride_xm, stride_xh, stride_xd, stride_ch, stride_ck, stride_cd,
     D: tl.constexpr, METRIC: tl.constexpr, LIST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Lowers ``indices`` to the least key of each row; SPAN codes are one program's share."""
+    """Lowers ``indices`` to the least key of each row; idle programs take a share of the codes."""
     i_h = tl.program_id(1).to(tl.int64)
     x_ptr += i_h * stride_xh
     codes_ptr += i_h * stride_ch
@@ -75,7 +76,9 @@ def refine_kernel(
     count = N
     if LIST != ALL_ROWS:
         count = tl.load(state_ptr + i_h * 8 + LIST)
-    shares = tl.cdiv(K, SPAN)
+    # a step takes as long as a launch where it is all there is to do: no share is too small
+    span, shares = share_out(count, tl.cdiv(K, BLOCK_K), tl.num_programs(0), BLOCK_M, 1)
+    span *= BLOCK_K
     for item in range(tl.program_id(0), tl.cdiv(count, BLOCK_M) * shares, tl.num_programs(0)):
         n, live = row_numbers(item // shares, count, rows_ptr + i_h * N, LIST, BLOCK_M)
         row_ptr = x_ptr + row_offset(n, M, stride_xb, stride_xm)
@@ -83,8 +86,8 @@ def refine_kernel(
         if METRIC == "cosine":
             x_inverse = _inverse_norm64(row_ptr, live, stride_xd, D, BLOCK_D)
         key = tl.full([BLOCK_M, BLOCK_K], UNWRITTEN, tl.int64)
-        start_k = item % shares * SPAN
-        for first in range(start_k, tl.minimum(start_k + SPAN, K), BLOCK_K):
+        start_k = item % shares * span
+        for first in range(start_k, tl.minimum(start_k + span, K), BLOCK_K):
             k = first + tl.arange(0, BLOCK_K)
             half = tl.load(half_ptr + k, mask=k < K, other=float("inf"))
             usable = half < float("inf")
@@ -107,16 +110,18 @@ def _distances(
     BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """float64 distances of rows [BLOCK_M] to codes [BLOCK_K]."""
-    total = tl.zeros([BLOCK_M, BLOCK_K], tl.float64)
+    # summed over blocks first: lanes speak to each other once
+    terms = tl.zeros([BLOCK_M, BLOCK_K, BLOCK_D], tl.float64)
     for start in range(0, D, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D)
         x = load_rows(row_ptr, live, d, stride_xd, D).to(tl.float64) * x_inverse[:, None]
         c = load_rows(code_ptr, usable, d, stride_cd, D).to(tl.float64) * weight[:, None]
         if METRIC == "dot":
-            total += tl.sum(x[:, None, :] * c[None, :, :], 2)
+            terms += x[:, None, :] * c[None, :, :]
         else:
             difference = x[:, None, :] - c[None, :, :]
-            total += tl.sum(difference * difference, 2)
+            terms += difference * difference
+    total = tl.sum(terms, 2)
     if METRIC == "dot":
         # a sum never is -0, so that equal products keep equal keys
         total = 0.0 - total

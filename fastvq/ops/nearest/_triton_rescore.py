@@ -1,22 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The codes of the winning group again, in float32 and from the vectors themselves."""
+"""The codes of the winning groups again, in float32 and from the vectors themselves."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from fastvq.ops.nearest._triton_codebook import ALL_ROWS, NORM
+from fastvq.ops.nearest._triton_codebook import ALL_ROWS, NORM, code_scale
 from fastvq.ops.nearest._triton_float64 import distance64
 from fastvq.ops.nearest._triton_rows import (
     NOT_FINITE,
     UNWRITTEN,
     append,
+    first_group,
     load_rows,
     row_numbers,
     row_offset,
     row_scales,
+    second_group,
 )
+from fastvq.ops.nearest._triton_shares import LAST
 
 _UNIT = tl.constexpr(2.0**-24)
 # smallest scaled squared distance whose terms cannot have underflowed to its harm
@@ -43,59 +46,78 @@ def rescore_kernel(
     state_ptr += i_h * 8
     half_ptr += i_h * PADDED_K
     weight_ptr += i_h * PADDED_K
-    n, exists = row_numbers(tl.program_id(0), N, indices_ptr, ALL_ROWS, BLOCK_M)
-    n_out = n.to(tl.int64) * H + i_h
-    group = tl.load(indices_ptr + n_out, mask=exists, other=UNWRITTEN)
-    exists &= group != UNWRITTEN
-    live = exists & (group != NOT_FINITE)
-    row_ptr = x_ptr + row_offset(n, M, stride_xb, stride_xm)
-    tau, sigma, _ = row_scales(
-        row_ptr, centre_ptr, state_ptr, live, stride_xd, D, True, SHIFTED, BLOCK_D
-    )
-    value, index, runner_up = _best_member(
-        row_ptr, codes_ptr, half_ptr, weight_ptr, centre_ptr, live, tl.where(live, group, 0),
-        tau, sigma, PADDED_K, stride_xd, stride_ck, stride_cd,
-        D, METRIC, CENTRED, BLOCK_K, SPLIT, BLOCK_M, MEMBERS, BLOCK_D,
-    )  # fmt: skip
-    found = value < float("inf")
-    code_ptr = codes_ptr + tl.where(found, index, 0).to(tl.int64) * stride_ck
-    if METRIC == "euclidean":
-        scale = tl.minimum(tau, sigma)
-        distance = value / scale / scale
-    else:
-        distance = distance64(row_ptr, code_ptr, live, stride_xd, stride_cd, D, METRIC, BLOCK_D).to(
-            tl.float32
-        )
-    tl.store(distances_ptr + n_out, tl.where(found, distance, float("nan")), mask=exists)
-    key = tl.where(found, index, 0).to(tl.int64)
-    if CERTIFY:
-        uncertain = live & ~_certain(
-            row_ptr, code_ptr, state_ptr, live, value, runner_up, tau, sigma,
-            stride_xd, stride_cd, D, METRIC, CENTRED, BLOCK_D,
+    append_ptr += i_h * N
+    # neighbouring tiles to one program, so that a line of indices is read once
+    tiles = tl.cdiv(tl.cdiv(N, BLOCK_M), tl.num_programs(0))
+    for i in range(tiles):
+        n, exists = row_numbers(tl.program_id(0) * tiles + i, N, indices_ptr, ALL_ROWS, BLOCK_M)
+        n_out = n.to(tl.int64) * H + i_h
+        groups = tl.load(indices_ptr + n_out, mask=exists, other=UNWRITTEN)
+        exists &= groups != UNWRITTEN
+        live = exists & (groups != NOT_FINITE)
+        row_ptr = x_ptr + row_offset(n, M, stride_xb, stride_xm)
+        sigma = code_scale(state_ptr)
+        tau = tl.full([BLOCK_M], 1.0, tl.float32)
+        if METRIC != "euclidean":
+            tau, sigma, _ = row_scales(
+                row_ptr, centre_ptr, state_ptr, live, stride_xd, D, True, SHIFTED, BLOCK_D
+            )
+        value = tl.full([BLOCK_M], float("inf"), tl.float32)
+        runner_up = tl.full([BLOCK_M], float("inf"), tl.float32)
+        index = tl.full([BLOCK_M], LAST, tl.int32)
+        value, index, runner_up = _best_member(
+            value, index, runner_up, row_ptr, codes_ptr, half_ptr, weight_ptr, centre_ptr,
+            live, first_group(groups), tau, sigma, PADDED_K, stride_xd, stride_ck, stride_cd,
+            D, METRIC, CENTRED, BLOCK_K, SPLIT, BLOCK_M, MEMBERS, BLOCK_D,
         )  # fmt: skip
-        key = tl.where(uncertain, UNWRITTEN, key)
-        append(append_ptr + i_h * N, state_ptr + APPEND, n, uncertain)
-    tl.store(indices_ptr + n_out, key, mask=exists)
+        if CERTIFY:
+            second = second_group(groups)
+            paired = live & (second >= 0)
+            # few rows have two, so few tiles
+            if tl.max(paired.to(tl.int32), 0) > 0:
+                value, index, runner_up = _best_member(
+                    value, index, runner_up, row_ptr, codes_ptr, half_ptr, weight_ptr,
+                    centre_ptr, paired, second, tau, sigma,
+                    PADDED_K, stride_xd, stride_ck, stride_cd,
+                    D, METRIC, CENTRED, BLOCK_K, SPLIT, BLOCK_M, MEMBERS, BLOCK_D,
+                )  # fmt: skip
+        found = value < float("inf")
+        code_ptr = codes_ptr + tl.where(found, index, 0).to(tl.int64) * stride_ck
+        if METRIC == "euclidean":
+            distance = value / sigma / sigma
+        else:
+            distance = distance64(
+                row_ptr, code_ptr, live, stride_xd, stride_cd, D, METRIC, BLOCK_D
+            ).to(tl.float32)
+        tl.store(distances_ptr + n_out, tl.where(found, distance, float("nan")), mask=exists)
+        key = tl.where(found, index, 0).to(tl.int64)
+        if CERTIFY:
+            uncertain = live & ~_certain(
+                row_ptr, code_ptr, state_ptr, live, value, runner_up, tau, sigma,
+                stride_xd, stride_cd, D, METRIC, CENTRED, BLOCK_D,
+            )  # fmt: skip
+            key = tl.where(uncertain, UNWRITTEN, key)
+            if tl.max(uncertain.to(tl.int32), 0) > 0:
+                append(append_ptr, state_ptr + APPEND, n, uncertain)
+        tl.store(indices_ptr + n_out, key, mask=exists)
 
 
 @triton.jit
 def _best_member(
-    row_ptr, codes_ptr, half_ptr, weight_ptr, centre_ptr, live, group, tau, sigma,
-    PADDED_K, stride_xd, stride_ck, stride_cd,
+    value, index, runner_up, row_ptr, codes_ptr, half_ptr, weight_ptr, centre_ptr,
+    live, group, tau, sigma, PADDED_K, stride_xd, stride_ck, stride_cd,
     D: tl.constexpr, METRIC: tl.constexpr, CENTRED: tl.constexpr, BLOCK_K: tl.constexpr,
     SPLIT: tl.constexpr, BLOCK_M: tl.constexpr, MEMBERS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Best code of each row's group: value, index and the runner-up's value, all [BLOCK_M].
+    """The best of what was found before and of each row's group: value, index and the runner-up's
+    value, all [BLOCK_M].
 
-    The value is the squared distance times min(tau, sigma)^2, or minus the product with the centred
-    code times tau sigma; +inf where the group holds no code. The lowest of equal values wins.
+    The value is the squared distance times sigma^2, or minus the product with the centred code
+    times tau sigma; +inf where the group holds no code. The lowest of equal values wins.
     """
     # a thread owns pairs of columns, SPLIT * 4 pairs apart
     STEP: tl.constexpr = SPLIT * 8
-    group = group.to(tl.int32)
-    value = tl.full([BLOCK_M], float("inf"), tl.float32)
-    runner_up = tl.full([BLOCK_M], float("inf"), tl.float32)
-    index = tl.full([BLOCK_M], 0x7FFFFFFF, tl.int32)
+    group = tl.where(live, group, 0)
     for first in range(0, 2 * BLOCK_K // STEP, MEMBERS):
         member = first + tl.arange(0, MEMBERS)[None, :]
         k = group[:, None] + member // 2 * STEP + member % 2  # [BLOCK_M, MEMBERS]
@@ -103,15 +125,14 @@ def _best_member(
         usable = (half < float("inf")) & live[:, None]
         code_ptr = codes_ptr + k.to(tl.int64) * stride_ck
         if METRIC == "euclidean":
-            v = _squared(row_ptr, code_ptr, live, usable, tl.minimum(tau, sigma), stride_xd,
-                         stride_cd, D, BLOCK_D)  # fmt: skip
+            v = _squared(row_ptr, code_ptr, live, usable, sigma, stride_xd, stride_cd, D, BLOCK_D)
         else:
             weight = tl.load(weight_ptr + k, mask=usable, other=0.0).to(tl.float32)
             v = _product(row_ptr, code_ptr, weight, centre_ptr, live, usable, tau, sigma,
                          stride_xd, stride_cd, D, CENTRED, BLOCK_D)  # fmt: skip
         v = tl.where(usable & (v == v), v, float("inf"))
         v_best = tl.min(v, 1)
-        k_best = tl.min(tl.where(usable & (v == v_best[:, None]), k, 0x7FFFFFFF), 1)
+        k_best = tl.min(tl.where(usable & (v == v_best[:, None]), k, LAST), 1)
         v_next = tl.min(tl.where(k == k_best[:, None], float("inf"), v), 1)
         better = (v_best < value) | ((v_best == value) & (k_best < index))
         runner_up = tl.where(better, tl.minimum(value, v_next), tl.minimum(runner_up, v_best))
@@ -125,15 +146,15 @@ def _squared(
     row_ptr, code_ptr, live, usable, scale, stride_xd, stride_cd,
     D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Scaled squared distances [BLOCK_M, MEMBERS], from differences, summed block by block."""
-    total = tl.zeros(usable.shape, tl.float32)
+    """Scaled squared distances [BLOCK_M, MEMBERS], from differences: sums over blocks first."""
+    total = tl.zeros([usable.shape[0], usable.shape[1], BLOCK_D], tl.float32)
     for start in range(0, D, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D)
-        x = load_rows(row_ptr, live, d, stride_xd, D).to(tl.float32)
-        c = _load_members(code_ptr, usable, d, stride_cd, D)
-        difference = (x[:, None, :] - c) * scale[:, None, None]
-        total += tl.sum(difference * difference, 2)
-    return total
+        x = load_members(row_ptr[:, None], live[:, None], d, stride_xd, D)
+        c = load_members(code_ptr, usable, d, stride_cd, D)
+        difference = (x - c) * scale
+        total += difference * difference
+    return tl.sum(total, 2)
 
 
 @triton.jit
@@ -142,22 +163,23 @@ def _product(
     D: tl.constexpr, CENTRED: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Minus the scaled products with the centred codes [BLOCK_M, MEMBERS]."""
-    total = tl.zeros(usable.shape, tl.float32)
+    total = tl.zeros([usable.shape[0], usable.shape[1], BLOCK_D], tl.float32)
     for start in range(0, D, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D)
-        x = load_rows(row_ptr, live, d, stride_xd, D).to(tl.float32) * tau[:, None]
-        c = _load_members(code_ptr, usable, d, stride_cd, D) * weight[:, :, None]
+        x = load_members(row_ptr[:, None], live[:, None], d, stride_xd, D) * tau[:, None, None]
+        c = load_members(code_ptr, usable, d, stride_cd, D) * weight[:, :, None]
         if CENTRED:
             c -= tl.load(centre_ptr + d, mask=d < D, other=0.0)[None, None, :]
-        total -= tl.sum(x[:, None, :] * (c * sigma), 2)
-    return total
+        total -= x * (c * sigma)
+    return tl.sum(total, 2)
 
 
 @triton.jit
-def _load_members(code_ptr, usable, d, stride_d, D: tl.constexpr):
+def load_members(row_ptr, usable, d, stride_d, D: tl.constexpr):
+    """Channels ``d`` [C] of vectors [R, S] in float32, zero where not usable -> [R, S, C]."""
     mask = usable[:, :, None] & (d < D)[None, None, :]
     offset = d.to(tl.int64)[None, None, :] * stride_d
-    return tl.load(code_ptr[:, :, None] + offset, mask=mask, other=0.0).to(tl.float32)
+    return tl.load(row_ptr[:, :, None] + offset, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -165,14 +187,17 @@ def _certain(
     row_ptr, code_ptr, state_ptr, live, value, runner_up, tau, sigma, stride_xd, stride_cd,
     D: tl.constexpr, METRIC: tl.constexpr, CENTRED: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Whether the choice within the group is certain for each row."""
+    """Whether the choice within the groups is certain for each row."""
     # BLOCK_D - 1 and D / BLOCK_D additions, a difference that counts twice, and its square
     RELATIVE: tl.constexpr = (BLOCK_D + (D + BLOCK_D - 1) // BLOCK_D + 2) * 2.0**-24
     if METRIC == "euclidean":
         certain = (value >= _SMALLEST) & (value < float("inf"))
         if 2 * RELATIVE > _TOLERANCE:
             certain &= runner_up > value + 2 * RELATIVE * value
-        return certain | _equal(row_ptr, code_ptr, live, stride_xd, stride_cd, D, BLOCK_D)
+        doubt = live & ~certain
+        if tl.max(doubt.to(tl.int32), 0) > 0:
+            certain |= _equal(row_ptr, code_ptr, doubt, stride_xd, stride_cd, D, BLOCK_D)
+        return certain
     code_norm = tl.load(state_ptr + NORM).to(tl.float32, bitcast=True)
     if not CENTRED:
         code_norm *= sigma

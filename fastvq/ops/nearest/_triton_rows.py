@@ -14,9 +14,15 @@ from fastvq.ops.nearest._triton_codebook import (
     inverse_power_of_two,
 )
 
-# what ``indices`` holds of a row before its index is known, besides the first code of a group
+# what ``indices`` holds of a row before its index is known, besides groups by their first codes
 UNWRITTEN = tl.constexpr(0x7FFFFFFFFFFFFFFF)
 NOT_FINITE = tl.constexpr(-1)
+# of two groups the second stands above this bit, plus one, so that 0 says there is none
+_SECOND = tl.constexpr(31)
+_FIRST = tl.constexpr((1 << 31) - 1)
+# what is noted of an encoded row, side by side
+_TAU, _SQUARE, _REST, _FINITE = (tl.constexpr(i) for i in range(4))
+SCALES = tl.constexpr(4)
 # how far below the codes a row is still scaled: smaller ones are centres to any precision
 _SMALLEST_RATIO = tl.constexpr(2.0**-20)
 
@@ -75,6 +81,83 @@ def row_scales(
         span = tl.load(state_ptr + RANGE).to(tl.float32, bitcast=True)
         tau = inverse_power_of_two(tl.maximum(largest, span * _SMALLEST_RATIO))
     return tau, sigma, largest < float("inf")
+
+
+@triton.jit
+def add_squares(norms, y, CENTRED: tl.constexpr, LOW: tl.constexpr):
+    """Adds a block of channels to the squared norms of y and of what one and two limbs leave."""
+    norm = norms[0] + tl.sum(y * y, 1)
+    # what is not centred is 16-bit already, and leaves nothing
+    if not CENTRED:
+        return norm, norms[1], norms[2]
+    rest = y - y.to(LOW).to(tl.float32)
+    rest_low = rest - rest.to(LOW).to(tl.float32)
+    return norm, norms[1] + tl.sum(rest * rest, 1), norms[2] + tl.sum(rest_low * rest_low, 1)
+
+
+@triton.jit(do_not_specialize=["N", "FIRST"])
+def encode_rows_kernel(
+    x_ptr, centre_ptr, state_ptr, encoded_ptr, scales_ptr, N, FIRST, ROOM, M,
+    stride_xb, stride_xm, stride_xh, stride_xd,
+    D: tl.constexpr, PADDED_D: tl.constexpr, CENTRED: tl.constexpr, SHIFTED: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Rounds at most ROOM of N rows, from FIRST on, to 16 bits side by side; notes their scales.
+
+    Where rows are too wide for a tile of the search, it would centre, scale and round them again
+    for each tile of codes.
+    """
+    i_h = tl.program_id(1).to(tl.int64)
+    i = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    live = i < tl.minimum(N - FIRST, ROOM)
+    row_ptr = x_ptr + i_h * stride_xh + row_offset(FIRST + i, M, stride_xb, stride_xm)
+    centre_ptr += i_h * D
+    tau, _, finite = row_scales(
+        row_ptr, centre_ptr, state_ptr + i_h * 8, live, stride_xd, D, CENTRED, SHIFTED, BLOCK_D
+    )
+    LOW: tl.constexpr = encoded_ptr.dtype.element_ty
+    place = i_h * ROOM + i
+    target_ptr = encoded_ptr + place[:, None] * PADDED_D
+    zero = tl.zeros([BLOCK_M], tl.float32)
+    norms = (zero, zero, zero)
+    for start in range(0, PADDED_D, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D)
+        y = load_centred(row_ptr, centre_ptr, live, d, stride_xd, D, SHIFTED) * tau[:, None]
+        norms = add_squares(norms, y, CENTRED, LOW)
+        tl.store(target_ptr + d[None, :], y.to(LOW), mask=live[:, None])
+    scale_ptr = scales_ptr + place * SCALES
+    tl.store(scale_ptr + _TAU, tau, mask=live)
+    tl.store(scale_ptr + _SQUARE, norms[0], mask=live)
+    tl.store(scale_ptr + _REST, norms[1], mask=live)
+    tl.store(scale_ptr + _FINITE, finite.to(tl.float32), mask=live)
+
+
+@triton.jit
+def load_scales(scales_ptr, i, live):
+    """tau, squared norms of y and of its rounding, and which are finite, of encoded rows [R]."""
+    scale_ptr = scales_ptr + i * SCALES
+    tau = tl.load(scale_ptr + _TAU, mask=live, other=1.0)
+    square = tl.load(scale_ptr + _SQUARE, mask=live, other=0.0)
+    rest = tl.load(scale_ptr + _REST, mask=live, other=0.0)
+    return tau, square, rest, tl.load(scale_ptr + _FINITE, mask=live, other=0.0) > 0
+
+
+@triton.jit
+def two_groups(first, second):
+    """What ``indices`` holds of rows [R] whose nearest code is in one of two groups."""
+    return first.to(tl.int64) | ((second.to(tl.int64) + 1) << _SECOND)
+
+
+@triton.jit
+def first_group(groups):
+    """The first code of the first group of each row [R]."""
+    return (groups & _FIRST).to(tl.int32)
+
+
+@triton.jit
+def second_group(groups):
+    """The first code of the second group of each row [R], -1 where there is none."""
+    return (groups >> _SECOND).to(tl.int32) - 1
 
 
 @triton.jit

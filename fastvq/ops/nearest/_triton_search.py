@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The certified search: matrix units over all codes, the winning group again in float32.
+"""The certified search: matrix units over all codes, one or two groups of codes for each row.
 
 The proof in ``_triton.py`` names the quantities: scores, groups, the bound E.
 """
@@ -15,10 +15,15 @@ from fastvq.ops.nearest._triton_codebook import (
     NORM,
     RESIDUAL,
     RESIDUAL_LOW,
+    code_scale,
 )
 from fastvq.ops.nearest._triton_rows import (
     NOT_FINITE,
+    SCALES,
+    add_squares,
     load_centred,
+    load_rows,
+    load_scales,
     row_numbers,
     row_offset,
     row_scales,
@@ -34,26 +39,29 @@ _INFLATION = tl.constexpr(1.01)
 _UNDERFLOW = tl.constexpr(2.0**-100)
 
 
-@triton.jit(do_not_specialize=["N", "ROOM", "PROGRAMS"])
+@triton.jit(do_not_specialize=["N", "FIRST", "ROOM", "PROGRAMS"])
 def search_kernel(
-    x_ptr, limbs_ptr, half_ptr, centre_ptr, state_ptr, indices_ptr, rows_ptr, append_ptr,
-    shares_ptr, N, M, H, PADDED_K, stride_xb, stride_xm, stride_xh, stride_xd, ROOM, PROGRAMS,
+    x_ptr, scales_ptr, limbs_ptr, half_ptr, centre_ptr, state_ptr, indices_ptr, rows_ptr,
+    append_ptr, shares_ptr, N, FIRST, M, H, PADDED_K,
+    stride_xb, stride_xm, stride_xh, stride_xd, ROOM, PROGRAMS,
     D: tl.constexpr, PADDED_D: tl.constexpr, CENTRED: tl.constexpr, SHIFTED: tl.constexpr,
-    CERTIFY: tl.constexpr, LIST: tl.constexpr, APPEND: tl.constexpr, RESIDENT: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, SPLIT: tl.constexpr,
-    LEAST: tl.constexpr,
+    CERTIFY: tl.constexpr, LIST: tl.constexpr, APPEND: tl.constexpr, ENCODED: tl.constexpr,
+    RESIDENT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+    SPLIT: tl.constexpr, LEAST: tl.constexpr,
 ):  # fmt: skip
-    """The group of the nearest code of all rows, or of those of a list; appends uncertain rows.
+    """The groups of the nearest code of all rows, or of those of a list; appends uncertain rows.
 
-    ``indices`` takes the first code of the group, which the rescoring turns into the nearest one.
+    ``indices`` takes one or two groups, which the rescoring turns into the nearest code.
     LIST and APPEND are the counters of the list read (ALL_ROWS for none) and of the one written.
     A listed row is searched finely: two limbs, where one is not exact already, and a fresh
-    accumulator for every block of channels. RESIDENT keeps the operand of x in registers. Where the
+    accumulator for every block of channels. RESIDENT keeps the operand of x in registers. ENCODED
+    is x if it holds what ``encode_rows_kernel`` made of at most M rows from FIRST on. Where the
     rows are too few for PROGRAMS programs, each searches a share of the codes for
     ``merge_kernel``.
     """
     i_h = tl.program_id(1).to(tl.int64)
     x_ptr += i_h * stride_xh
+    scales_ptr += i_h * M * SCALES
     centre_ptr += i_h * D
     state_ptr += i_h * 8
     half_ptr += i_h * PADDED_K
@@ -63,6 +71,8 @@ def search_kernel(
     count = N
     if FINE:
         count = tl.load(state_ptr + LIST)
+    elif ENCODED:
+        count = tl.minimum(N - FIRST, M)
     span, shares = share_out(count, PADDED_K // BLOCK_K, PROGRAMS, BLOCK_M, LEAST)
     indices_ptr += i_h
     rows_ptr += i_h * N
@@ -72,50 +82,63 @@ def search_kernel(
     if FINE:
         for item in range(tl.program_id(0), tl.cdiv(count, BLOCK_M) * shares, tl.num_programs(0)):
             _search_tile(
-                x_ptr, limbs_ptr, half_ptr, centre_ptr, state_ptr, indices_ptr, rows_ptr,
-                append_ptr, shares_ptr, item // shares, item % shares, count, span, shares,
-                M, H, PADDED_K, stride_xb, stride_xm, stride_xd,
-                D, PADDED_D, CENTRED, SHIFTED, CERTIFY, LIST, APPEND, RESIDENT,
+                x_ptr, scales_ptr, limbs_ptr, half_ptr, centre_ptr, state_ptr, indices_ptr,
+                rows_ptr, append_ptr, shares_ptr, item // shares, item % shares, count, span,
+                shares, FIRST, M, H, PADDED_K, stride_xb, stride_xm, stride_xd,
+                D, PADDED_D, CENTRED, SHIFTED, CERTIFY, LIST, APPEND, ENCODED, RESIDENT,
                 BLOCK_M, BLOCK_K, BLOCK_D, SPLIT,
             )  # fmt: skip
     else:
         item = tl.program_id(0)
         _search_tile(
-            x_ptr, limbs_ptr, half_ptr, centre_ptr, state_ptr, indices_ptr, rows_ptr,
-            append_ptr, shares_ptr, item // shares, item % shares, count, span, shares,
-            M, H, PADDED_K, stride_xb, stride_xm, stride_xd,
-            D, PADDED_D, CENTRED, SHIFTED, CERTIFY, LIST, APPEND, RESIDENT,
+            x_ptr, scales_ptr, limbs_ptr, half_ptr, centre_ptr, state_ptr, indices_ptr,
+            rows_ptr, append_ptr, shares_ptr, item // shares, item % shares, count, span,
+            shares, FIRST, M, H, PADDED_K, stride_xb, stride_xm, stride_xd,
+            D, PADDED_D, CENTRED, SHIFTED, CERTIFY, LIST, APPEND, ENCODED, RESIDENT,
             BLOCK_M, BLOCK_K, BLOCK_D, SPLIT,
         )  # fmt: skip
 
 
 @triton.jit
 def _search_tile(
-    x_ptr, limbs_ptr, half_ptr, centre_ptr, state_ptr, indices_ptr, rows_ptr,
-    append_ptr, shares_ptr, i_tile, share, count, span, shares,
+    x_ptr, scales_ptr, limbs_ptr, half_ptr, centre_ptr, state_ptr, indices_ptr, rows_ptr,
+    append_ptr, shares_ptr, i_tile, share, count, span, shares, FIRST,
     M, H, PADDED_K, stride_xb, stride_xm, stride_xd,
     D: tl.constexpr, PADDED_D: tl.constexpr, CENTRED: tl.constexpr, SHIFTED: tl.constexpr,
-    CERTIFY: tl.constexpr, LIST: tl.constexpr, APPEND: tl.constexpr, RESIDENT: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, SPLIT: tl.constexpr,
+    CERTIFY: tl.constexpr, LIST: tl.constexpr, APPEND: tl.constexpr, ENCODED: tl.constexpr,
+    RESIDENT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):  # fmt: skip
     """A tile of the rows against one share of the codes, ``span`` tiles of them."""
     FINE: tl.constexpr = LIST != ALL_ROWS
     n, live = row_numbers(i_tile, count, rows_ptr, LIST, BLOCK_M)
     row_ptr = x_ptr + row_offset(n, M, stride_xb, stride_xm)
-    tau, sigma, finite = row_scales(
-        row_ptr, centre_ptr, state_ptr, live, stride_xd, D, CENTRED, SHIFTED, BLOCK_D
-    )
+    if ENCODED:
+        tau, norm, rest, finite = load_scales(scales_ptr, n, live)
+        norms = (norm, rest, rest)
+        sigma = 1.0
+        if CENTRED:
+            sigma = code_scale(state_ptr)
+    else:
+        tau, sigma, finite = row_scales(
+            row_ptr, centre_ptr, state_ptr, live, stride_xd, D, CENTRED, SHIFTED, BLOCK_D
+        )
+        zero = tl.zeros([BLOCK_M], tl.float32)
+        norms = (zero, zero, zero)
     ratio = tl.maximum(tau / sigma, _UNDERFLOW)
     first = share * span * BLOCK_K
     # a quotient, so that no address in the loop can be taken to overflow
     tiles = tl.minimum(span * BLOCK_K, PADDED_K - first) // BLOCK_K
     best, second, winner, norms = _scan(
         row_ptr, limbs_ptr + first.to(tl.int64) * PADDED_D, half_ptr + first, centre_ptr,
-        live, tau, ratio, tiles, PADDED_K, stride_xd,
-        D, PADDED_D, CENTRED, SHIFTED, FINE, RESIDENT, BLOCK_M, BLOCK_K, BLOCK_D, SPLIT,
+        live, tau, ratio, norms, tiles, PADDED_K, stride_xd,
+        D, PADDED_D, CENTRED, SHIFTED, FINE, ENCODED, RESIDENT, BLOCK_M, BLOCK_K, BLOCK_D, SPLIT,
     )  # fmt: skip
-    group, lowest, following = _winner(best, second, winner, BLOCK_M, BLOCK_K, SPLIT)
+    group, other, lowest, runner_up, following = _two_best(
+        best, second, winner, BLOCK_M, BLOCK_K, SPLIT
+    )
     group = tl.where(finite, first + group, NOT_FINITE)
+    other += first
     limit = lowest
     if CERTIFY:
         bound = _score_bound(
@@ -123,22 +146,23 @@ def _search_tile(
             CENTRED, SHIFTED, FINE, PADDED_D, BLOCK_D,
         )  # fmt: skip
         limit += 2 * bound
+    n += FIRST
     if shares > 1:
         entry = share * count + i_tile * BLOCK_M + tl.arange(0, BLOCK_M)
-        store_share(shares_ptr, entry, live, lowest, following, limit, group)
+        store_share(shares_ptr, entry, live, lowest, runner_up, following, limit, group, other)
     else:
         settle(
             indices_ptr, append_ptr, state_ptr + APPEND, n, H, live,
-            group, following, limit, CERTIFY,
+            group, other, runner_up, following, limit, CERTIFY,
         )  # fmt: skip
 
 
 @triton.jit
 def _scan(
-    row_ptr, limbs_ptr, half_ptr, centre_ptr, live, tau, ratio, tiles, PADDED_K, stride_d,
+    row_ptr, limbs_ptr, half_ptr, centre_ptr, live, tau, ratio, norms, tiles, PADDED_K, stride_d,
     D: tl.constexpr, PADDED_D: tl.constexpr, CENTRED: tl.constexpr, SHIFTED: tl.constexpr,
-    FINE: tl.constexpr, RESIDENT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
-    BLOCK_D: tl.constexpr, SPLIT: tl.constexpr,
+    FINE: tl.constexpr, ENCODED: tl.constexpr, RESIDENT: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """Best group, its tile and the second-best group per slot [BLOCK_M, SPLIT, 4]; norms of y.
 
@@ -147,20 +171,24 @@ def _scan(
     another.
     """
     LOW: tl.constexpr = limbs_ptr.dtype.element_ty
-    sums = tl.zeros([BLOCK_M], tl.float32)
-    norms = (sums, sums, sums)
+    # whether the channels of x enter the products as they lie in memory
+    AS_IS: tl.constexpr = ENCODED or not CENTRED
+    CHANNELS: tl.constexpr = PADDED_D if ENCODED else D
     resident = ()
     if RESIDENT:
         for i in tl.static_range(PADDED_D // BLOCK_D):
             d = i * BLOCK_D + tl.arange(0, BLOCK_D)
-            y = load_centred(row_ptr, centre_ptr, live, d, stride_d, D, SHIFTED) * tau[:, None]
-            norms = _add_squares(norms, y, CENTRED, LOW)
+            if ENCODED:
+                y = load_rows(row_ptr, live, d, stride_d, CHANNELS)
+            else:
+                y = load_centred(row_ptr, centre_ptr, live, d, stride_d, D, SHIFTED) * tau[:, None]
+                norms = add_squares(norms, y, CENTRED, LOW)
             resident = resident + (y.to(LOW),)  # noqa: RUF005 (kernels know no starred tuple)
-    else:
+    elif not ENCODED:
         for start in range(0, PADDED_D, BLOCK_D):
             d = start + tl.arange(0, BLOCK_D)
             y = load_centred(row_ptr, centre_ptr, live, d, stride_d, D, SHIFTED) * tau[:, None]
-            norms = _add_squares(norms, y, CENTRED, LOW)
+            norms = add_squares(norms, y, CENTRED, LOW)
 
     best = tl.full([BLOCK_M, SPLIT, 4], float("inf"), tl.float32)
     second = tl.full([BLOCK_M, SPLIT, 4], float("inf"), tl.float32)
@@ -176,9 +204,14 @@ def _scan(
         else:
             for start in range(0, PADDED_D, BLOCK_D):
                 d = start + tl.arange(0, BLOCK_D)
-                y = load_centred(row_ptr, centre_ptr, live, d, stride_d, D, SHIFTED) * tau[:, None]
-                high = y.to(LOW)
                 code = tl.load(code_ptr + d[:, None])
+                if AS_IS:
+                    # straight to shared memory, and so ahead of the products
+                    high = load_rows(row_ptr, live, d, stride_d, CHANNELS).to(LOW)
+                else:
+                    y = load_centred(row_ptr, centre_ptr, live, d, stride_d, D, SHIFTED)
+                    y *= tau[:, None]
+                    high = y.to(LOW)
                 if not FINE:
                     acc = tl.dot(high, code, acc)
                 elif CENTRED:
@@ -201,22 +234,14 @@ def _scan(
 
 
 @triton.jit
-def _add_squares(norms, y, CENTRED: tl.constexpr, LOW: tl.constexpr):
-    """Adds a block of channels to the squared norms of y and of what one and two limbs leave."""
-    norm = norms[0] + tl.sum(y * y, 1)
-    # what is not centred is 16-bit already, and leaves nothing
-    if not CENTRED:
-        return norm, norms[1], norms[2]
-    rest = y - y.to(LOW).to(tl.float32)
-    rest_low = rest - rest.to(LOW).to(tl.float32)
-    return norm, norms[1] + tl.sum(rest * rest, 1), norms[2] + tl.sum(rest_low * rest_low, 1)
-
-
-@triton.jit
-def _winner(
+def _two_best(
     best, second, winner, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT: tl.constexpr
 ):
-    """First code of the best group of each row, its score, and the score of the next group."""
+    """The best group of each row and the best one of the other slots, and what is behind them.
+
+    Returns:
+        Both groups by their first codes, both scores, and the least score of all further groups.
+    """
     SLOTS: tl.constexpr = SPLIT * 4
     best = tl.reshape(best, [BLOCK_M, SLOTS])
     second = tl.reshape(second, [BLOCK_M, SLOTS])
@@ -224,8 +249,12 @@ def _winner(
     lowest = tl.min(best, 1)
     # of equal groups the first, so that no order of the shares of a row can matter
     group = tl.min(tl.where(best > lowest[:, None], LAST, code), 1)
-    following = tl.min(tl.where(code == group[:, None], second, best), 1)
-    return group, lowest, following
+    mine = code == group[:, None]
+    rest = tl.where(mine, float("inf"), best)
+    runner_up = tl.min(rest, 1)
+    other = tl.min(tl.where(mine | (rest > runner_up[:, None]), LAST, code), 1)
+    following = tl.min(tl.where(mine | (code == other[:, None]), second, best), 1)
+    return group, other, lowest, runner_up, following
 
 
 @triton.jit

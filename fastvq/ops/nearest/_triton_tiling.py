@@ -8,11 +8,13 @@ benchmarks.gpu --tune`` times the alternatives and prints the rows to put here.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
-import triton
 from torch import Tensor
+
+from fastvq.ops._layout import ceil_div, power_of_two
 
 # of the fine pass, and what every block of codes is a multiple of
 BLOCK_K = 64
@@ -72,13 +74,17 @@ class Tiling(NamedTuple):
 
 
 Rows = tuple[tuple[int, Cut], ...]
-_STREAMED = (1 << 30, Cut(128, 128, 32, 8, False, 8, 2, 255))
+# both operands come to shared memory as they lie, several steps ahead where there is room
+_STREAMED = (
+    (1 << 30, Cut(128, 128, 64, 8, False, 8, 4, 255)),
+    (1 << 30, Cut(128, 128, 32, 8, False, 8, 2, 255)),
+)
 _AMPERE: Rows = (
     (16, Cut(128, 128, 16, 4, True, 8, 3, 255)),
     (64, Cut(128, 128, 64, 4, True, 8, 3, 255)),
     (128, Cut(128, 64, 128, 4, True, 8, 2, 255)),
     (256, Cut(128, 64, 64, 4, True, 8, 2, 255)),
-    _STREAMED,
+    *_STREAMED,
 )
 # 128 registers let two programs share a multiprocessor: one compares while the other multiplies. A
 # limit that is stated keeps the assembler from spilling for one of its own
@@ -87,20 +93,20 @@ _HOPPER_WIDE: Rows = (
     (64, Cut(128, 64, 64, 2, True, 8, 3, 128)),
     (128, Cut(128, 64, 32, 4, True, 8, 3, 128)),
     (256, Cut(128, 128, 128, 8, True, 8, 2, 255)),
-    _STREAMED,
+    *_STREAMED,
 )
 _HOPPER_NARROW: Rows = (
     (32, Cut(128, 128, 32, 2, True, 8, 3, 128)),
     (64, Cut(128, 128, 64, 4, True, 8, 3, 128)),
     (128, Cut(128, 64, 128, 4, True, 8, 3, 128)),
     (256, Cut(128, 128, 128, 8, True, 8, 2, 255)),
-    _STREAMED,
+    *_STREAMED,
 )
 _BLACKWELL: Rows = (
     (32, Cut(128, 128, 32, 2, True, 8, 3, 255)),
     (64, Cut(128, 128, 64, 4, True, 8, 3, 255)),
     (128, Cut(128, 64, 128, 4, True, 8, 3, 255)),
-    _STREAMED,
+    *_STREAMED,
 )
 # (major, narrow): the cuts, each for vectors of at most so many channels and where it fits
 TABLE = {
@@ -113,6 +119,7 @@ TABLE = {
 }
 
 
+@functools.cache
 def search_tiling(work: Work, device: Device, *, fine: bool) -> Tiling:
     """The tiling of one pass of the search: of the coarse one, or over the uncertain rows."""
     cut = coarse_cut(work, device)
@@ -120,8 +127,11 @@ def search_tiling(work: Work, device: Device, *, fine: bool) -> Tiling:
         # its groups are parts of the groups of the coarse pass
         # ragged vectors are read element by element, and 32 addresses more would spill one
         block = 16 if work.channels <= 16 or work.channels % 16 else 32
+        # few steps, for each waits for its products; and chains short enough to prove the most
+        block = math.gcd(64, padded_channels(work.channels)) if block == 32 else block
         cut = Cut(64, BLOCK_K, block, cut.split, False, 8, 2, 255)
     constants = {
+        "ENCODED": not fine and encodes(work, cut),
         "RESIDENT": cut.resident,
         "PADDED_D": padded_channels(work.channels),
         "BLOCK_M": cut.rows,
@@ -136,11 +146,9 @@ def search_tiling(work: Work, device: Device, *, fine: bool) -> Tiling:
 
 def coarse_cut(work: Work, device: Device) -> Cut:
     """The row of the table for a search, its blocks brought to what the search has."""
-    if work.regular:
-        rows = TABLE[min(max(device.major, 8), 10), work.narrow]
-        cut = next(c for most, c in rows if work.channels <= most and fits(work, c, device))
-    else:
-        cut = _irregular_cut(work, device)
+    cut = _row(work, device)
+    if encodes(work, cut):
+        cut = _row(Work(padded_channels(work.channels), work.codes, True, True), device)
     # one product takes whole blocks of channels, and few codes need no wide tile
     return cut._replace(
         channels=math.gcd(cut.channels, padded_channels(work.channels)),
@@ -148,10 +156,25 @@ def coarse_cut(work: Work, device: Device) -> Cut:
     )
 
 
+def encodes(work: Work, cut: Cut) -> bool:
+    """Whether rows are rounded and put side by side before a search that reads them repeatedly."""
+    return not cut.resident and not (work.narrow and work.regular)
+
+
 def fits(work: Work, cut: Cut, device: Device) -> bool:
-    """Whether shared memory holds all of x and, in flight, the codes of every stage."""
-    size = 2 * padded_channels(work.channels) * (cut.rows + cut.stages * cut.codes)
-    return not cut.resident or size <= device.shared
+    """Whether shared memory holds all of x, or its blocks of every stage, and codes in flight."""
+    if cut.resident:
+        return 2 * padded_channels(work.channels) * (cut.rows + cut.stages * cut.codes) <= (
+            device.shared
+        )
+    return 2 * cut.channels * cut.stages * (cut.rows + cut.codes) <= device.shared
+
+
+def _row(work: Work, device: Device) -> Cut:
+    if not work.regular:
+        return _irregular_cut(work, device)
+    rows = TABLE[min(max(device.major, 8), 10), work.narrow]
+    return next(c for most, c in rows if work.channels <= most and fits(work, c, device))
 
 
 def _irregular_cut(work: Work, device: Device) -> Cut:
@@ -172,8 +195,8 @@ def shares(rows: int, codes: int, tiling: Tiling, programs: int) -> int:
     ``_triton_shares.share_out`` says the same to the device.
     """
     tiles = codes // tiling.constants["BLOCK_K"]
-    wanted = max(1, programs // triton.cdiv(rows, tiling.constants["BLOCK_M"]))
-    return triton.cdiv(tiles, max(triton.cdiv(tiles, wanted), tiling.constants["LEAST"]))
+    wanted = max(1, programs // ceil_div(rows, tiling.constants["BLOCK_M"]))
+    return ceil_div(tiles, max(ceil_div(tiles, wanted), tiling.constants["LEAST"]))
 
 
 def room(rows: int, codes: int, tiling: Tiling, programs: int) -> int:
@@ -185,14 +208,16 @@ def room(rows: int, codes: int, tiling: Tiling, programs: int) -> int:
     return min(rows * most, programs * tiling.constants["BLOCK_M"]) if most > 1 else 0
 
 
-def rescore_tiling(channels: int, coarse: Tiling) -> Tiling:
+def rescore_tiling(channels: int, metric: str, coarse: Tiling) -> Tiling:
     """The tiling of the rescoring of the groups of the coarse pass."""
     constants = {name: coarse.constants[name] for name in ("BLOCK_K", "SPLIT")}
     group = constants["BLOCK_K"] // constants["SPLIT"] // 4
-    constants["BLOCK_M"] = 16
-    constants["MEMBERS"] = min(4, group)
-    constants["BLOCK_D"] = min(16, triton.next_power_of_2(channels))
-    return Tiling(constants, {"num_warps": 8, "maxnreg": 128})
+    # one warp, so that no sum leaves it, and at most 16 numbers of the codes to a thread
+    constants["MEMBERS"] = min(8, group)
+    constants["BLOCK_M"] = 16 // constants["MEMBERS"]
+    constants["BLOCK_D"] = min(32 if channels % 16 == 0 else 16, power_of_two(channels))
+    registers = 112 if metric == "euclidean" else 168
+    return Tiling(constants, {"num_warps": 1, "maxnreg": registers})
 
 
 def padded_codes(codes: int, coarse: Tiling) -> int:
@@ -206,4 +231,4 @@ def padded_channels(channels: int) -> int:
 
 
 def _padded(size: int, block: int) -> int:
-    return triton.cdiv(size, block) * block
+    return ceil_div(size, block) * block

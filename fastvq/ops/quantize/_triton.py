@@ -7,13 +7,12 @@ partial sums, so that the bits of the loss depend on nothing but the input.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from fastvq import _checks
-from fastvq.ops._layout import compute_dtype
+from fastvq.ops._layout import ceil_div, compute_dtype
 from fastvq.ops.quantize._triton_directional import directional_backward
 from fastvq.ops.quantize._triton_rows import blocks, codes_of_rows, output, rounded, row_offset
 
@@ -33,17 +32,16 @@ def quantize(x: Tensor, codebook: Tensor, indices: Tensor) -> tuple[Tensor, Tens
     loss, scale = x.new_empty((), dtype=dtype), x.new_empty((), dtype=dtype)
     batch, inner, heads, channels = x.shape
     block_m, block_d = blocks(channels)
-    programs = triton.cdiv(batch * inner, block_m)
-    squares = x.new_empty((heads, programs), dtype=dtype)
-    valid = x.new_empty((heads, programs), dtype=torch.int32)
+    programs = ceil_div(batch * inner, block_m)
+    partial = x.new_empty((2, heads, programs), dtype=dtype)
     if programs > 0:
         _quantize_kernel[(programs, heads)](
-            x, codebook, indices, quantized, squares, valid,
+            x, codebook, indices, quantized, partial,
             batch * inner, inner, heads, codebook.shape[1],
             *x.stride(), *codebook.stride(), *indices.stride(), *quantized.stride(),
             D=channels, BLOCK_M=block_m, BLOCK_D=block_d,
         )  # fmt: skip
-    _loss_kernel[(1,)](squares, valid, loss, scale, squares.numel(), D=channels, BLOCK_P=_BLOCK_P)
+    _loss_kernel[(1,)](partial, loss, scale, heads * programs, D=channels, BLOCK_P=_BLOCK_P)
     return rounded(quantized, x), loss, scale
 
 
@@ -54,7 +52,7 @@ def quantize_backward(
     grad = output(x, compute_dtype(x, codebook))
     batch, inner, heads, channels = x.shape
     block_m, block_d = blocks(channels)
-    programs = triton.cdiv(batch * inner, block_m)
+    programs = ceil_div(batch * inner, block_m)
     if programs > 0:
         _quantize_backward_kernel[(programs, heads)](
             grad_quantized, factor, x, codebook, indices, grad,
@@ -67,13 +65,13 @@ def quantize_backward(
 
 @triton.jit
 def _quantize_kernel(
-    x_ptr, codes_ptr, indices_ptr, quantized_ptr, squares_ptr, valid_ptr, N, M, H, K,
+    x_ptr, codes_ptr, indices_ptr, quantized_ptr, partial_ptr, N, M, H, K,
     stride_xb, stride_xm, stride_xh, stride_xd, stride_ch, stride_ck, stride_cd,
     stride_ib, stride_im, stride_ih, stride_qb, stride_qm, stride_qh, stride_qd,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Writes the codes of a tile of rows; one partial sum and one count a program."""
-    T: tl.constexpr = squares_ptr.dtype.element_ty
+    """Writes the codes of a tile of rows; one partial sum a program, and after all, one count."""
+    T: tl.constexpr = partial_ptr.dtype.element_ty
     n = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     live = n < N
     code_ptr, valid, outside = codes_of_rows(
@@ -95,21 +93,20 @@ def _quantize_kernel(
         q = code.to(quantized_ptr.dtype.element_ty)
         tl.store(quantized_ptr[:, None] + d_long * stride_qd, q, mask=live[:, None] & inside)
     i_out = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
-    tl.store(squares_ptr + i_out, tl.sum(tl.sum(squares, 1), 0))
-    tl.store(valid_ptr + i_out, tl.sum(valid.to(tl.int32), 0))
+    tl.store(partial_ptr + i_out, tl.sum(tl.sum(squares, 1), 0))
+    i_out += H * tl.num_programs(0)
+    tl.store(partial_ptr + i_out, tl.sum(valid.to(tl.int32), 0).to(T))
 
 
 @triton.jit
-def _loss_kernel(
-    squares_ptr, valid_ptr, loss_ptr, scale_ptr, P, D: tl.constexpr, BLOCK_P: tl.constexpr
-):
+def _loss_kernel(partial_ptr, loss_ptr, scale_ptr, P, D: tl.constexpr, BLOCK_P: tl.constexpr):
     """Mean of the squares and 2 / V from the P partial sums, in one program and in float64."""
     total = tl.zeros([BLOCK_P], tl.float64)
     rows = tl.zeros([BLOCK_P], tl.float64)
     for start in range(0, P, BLOCK_P):
         p = start + tl.arange(0, BLOCK_P)
-        total += tl.load(squares_ptr + p, mask=p < P, other=0.0).to(tl.float64)
-        rows += tl.load(valid_ptr + p, mask=p < P, other=0).to(tl.float64)
+        total += tl.load(partial_ptr + p, mask=p < P, other=0.0).to(tl.float64)
+        rows += tl.load(partial_ptr + P + p, mask=p < P, other=0.0).to(tl.float64)
     elements = tl.sum(rows, 0) * D
     divisor = tl.maximum(elements, 1.0)
     tl.store(loss_ptr, (tl.sum(total, 0) / divisor).to(loss_ptr.dtype.element_ty))

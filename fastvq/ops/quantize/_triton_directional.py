@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastvq import _checks
-from fastvq.ops._layout import compute_dtype
+from fastvq.ops._layout import ceil_div, compute_dtype
 from fastvq.ops.quantize._triton_rows import blocks, codes_of_rows, output, rounded, row_offset
 
 
@@ -28,7 +28,7 @@ def directional_backward(
     batch, inner, heads, channels = x.shape
     block_m, block_d = blocks(channels)
     block_m //= 8  # float64 takes twice the registers, and there are three tiles of it
-    programs = triton.cdiv(batch * inner, block_m)
+    programs = ceil_div(batch * inner, block_m)
     if programs > 0:
         _directional_backward_kernel[(programs, heads)](
             grad_quantized, factor, x, codebook, indices, grad,

@@ -8,10 +8,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastvq.ops._layout import power_of_two
+
 
 def blocks(channels: int) -> tuple[int, int]:
     """Rows and channels of a tile of 2048 elements."""
-    block_d = min(64, triton.next_power_of_2(channels))
+    block_d = min(64, power_of_two(channels))
     return 2048 // block_d, block_d
 
 

@@ -122,24 +122,31 @@ class _Estimated(torch.autograd.Function):
     ) -> None:
         *tensors, ctx.gradient = inputs
         ctx.mark_non_differentiable(output[3])
+        # not a launch for each output that nobody uses
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, output[3])
 
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any, grad_quantized: Tensor, grad_commitment: Tensor, grad_codebook: Tensor, _: Any
+        ctx: Any,
+        grad_quantized: Tensor | None,
+        grad_commitment: Tensor | None,
+        grad_codebook: Tensor | None,
+        _: Any,
     ) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, codebook, indices, scale = ctx.saved_tensors
         rows = x, codebook, indices
+        grad_quantized = _given(grad_quantized, x)
         grad_x = grad_c = None
         if ctx.needs_input_grad[0]:
-            factor = grad_commitment * scale
+            factor = _given(grad_commitment, scale) * scale
             if ctx.gradient == "straight_through":
                 grad_x = _op_backward(grad_quantized, factor, *rows)
             else:
                 grad_x = _op_directional(grad_quantized, factor, *rows, ctx.gradient, False)
         if ctx.needs_input_grad[1]:
-            factor = -grad_codebook * scale
+            factor = -_given(grad_codebook, scale) * scale
             # through the dispatcher: ops are siblings, and siblings do not import each other
             statistics, num_codes = torch.ops.fastvq.statistics.default, codebook.shape[1]
             if ctx.gradient == "diveq":
@@ -149,6 +156,10 @@ class _Estimated(torch.autograd.Function):
                 sums = statistics(x, indices, num_codes, codebook)[1] * factor
             grad_c = sums.to(codebook.dtype)
         return grad_x, grad_c, None, None
+
+
+def _given(grad: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if grad is None else grad
 
 
 def quantize(
@@ -233,4 +244,6 @@ def quantize(
     # a Function costs more than the rest of a small call
     run = _Estimated.apply if tracked else _Estimated.forward
     quantized, commitment_loss, codebook_loss, _ = run(rows, codes, index, gradient)
-    return Quantize(quantized.reshape(x.shape), commitment_loss, codebook_loss)
+    if rows is not x:
+        quantized = quantized.reshape(x.shape)
+    return Quantize(quantized, commitment_loss, codebook_loss)

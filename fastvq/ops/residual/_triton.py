@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastvq.ops._layout import compute_dtype
+from fastvq.ops._layout import ceil_div, compute_dtype, power_of_two
 
 
 def residual(
@@ -22,7 +22,7 @@ def residual(
     quantized = torch.zeros_like(rest)
     indices = x.new_empty((batch, length, depth), dtype=torch.int64)
     block_m, block_d = _blocks(channels)
-    programs = triton.cdiv(rows, block_m)
+    programs = ceil_div(rows, block_m)
     squares = x.new_zeros((depth, programs), dtype=torch.float64)
     for q in range(depth):
         # through the dispatcher: ops are siblings, and siblings do not import each other
@@ -53,7 +53,7 @@ def residual_backward(
     rows = batch * length
     block_m, block_d = _blocks(channels)
     if rows > 0:
-        _backward_kernel[(triton.cdiv(rows, block_m), triton.cdiv(channels, block_d))](
+        _backward_kernel[(ceil_div(rows, block_m), ceil_div(channels, block_d))](
             grad_quantized, factors, x, codebooks, indices.contiguous(), grad,
             rows, length, *grad_quantized.stride(), *x.stride(), *codebooks.stride(),
             Q=codebooks.shape[0], D=channels, BLOCK_M=block_m, BLOCK_D=block_d,
@@ -63,7 +63,7 @@ def residual_backward(
 
 def _blocks(channels: int) -> tuple[int, int]:
     """Rows and channels of a tile of 2048 elements."""
-    block_d = min(64, triton.next_power_of_2(channels))
+    block_d = min(64, power_of_two(channels))
     return 2048 // block_d, block_d
 
 

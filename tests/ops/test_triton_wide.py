@@ -1,0 +1,39 @@
+"""Vectors too wide for a tile, which are rounded before the search, a part of the rows at a time."""
+
+import pytest
+import torch
+
+import fastvq
+from fastvq import testing
+from fastvq.ops import Nearest, nearest
+
+pytest.importorskip("triton", reason="Triton has no build for this platform")
+
+HALF, SINGLE = torch.float16, torch.float32
+
+
+@pytest.fixture(autouse=True)
+def _triton():
+    with fastvq.use_backend("triton"):
+        yield
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine", "dot"])
+@pytest.mark.parametrize("dtypes", [(HALF, HALF), (SINGLE, SINGLE)], ids=str)
+@pytest.mark.parametrize("channels", [272, 300])
+def test_exact(channels, dtypes, metric):
+    # more rows than the interpreter's one program takes at a time
+    x, codebook = testing.gaussian(140, 30, channels)
+    x, codebook = x.to(dtypes[0]), codebook.to(dtypes[1])
+    x[3, 5], x[137, 0] = torch.nan, torch.inf
+    testing.assert_nearest(x, codebook, nearest(x, codebook, metric=metric), metric)
+
+
+def test_heads_and_channels_first():
+    x, codebooks = testing.gaussian(150, 2 * 20, 272)
+    codebooks = codebooks.view(2, 20, 272)
+    images = testing.channels_first(x, 5, 5).unsqueeze(-2).expand(-1, -1, -1, 2, -1)
+    found = nearest(images, codebooks)
+    for h in range(2):
+        mine = Nearest(*(t[..., h].flatten() for t in found))
+        testing.assert_nearest(x, codebooks[h], mine)
