@@ -206,7 +206,7 @@ def _native_unavailable(op: str, device: str) -> str | None:
 
 def _native_detail() -> str:
     level = torch.ops.fastvq_native.capability()
-    on_cuda = _native.cuda_reason() or "on request, not yet measured"
+    on_cuda = _native.cuda_reason() or "on request"
     return f"compiled library for the cpu, instruction set in use: {level}; for cuda: {on_cuda}"
 
 

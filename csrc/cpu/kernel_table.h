@@ -18,6 +18,7 @@ static constexpr Kernels make_table(const char* name) {
           .rows_float = row_table<float>(),
           .rows_double = row_table<double>(),
           .coarse = nullptr,
+          .coarse_depth = 0,
           .fine = FASTVQ_SCORE_TABLE(float32),
           .gather_float = gather_table<float, float>(),
           .gather_half = gather_table<c10::Half, float>(),

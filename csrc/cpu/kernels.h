@@ -201,6 +201,7 @@ struct Kernels {
   RowKernels<float> rows_float;
   RowKernels<double> rows_double;
   const ScoreKernels* coarse;  // a faster pass with shorter products, or null
+  int64_t coarse_depth;        // from how many channels on it is faster
   ScoreKernels fine;           // float32 products
   GatherKernels<float, float> gather_float;
   GatherKernels<c10::Half, float> gather_half;

@@ -9,15 +9,13 @@ namespace {
 
 // Up to this many rows, packing the codebook costs more than comparing everything in float64.
 constexpr int64_t kFewRows = 16;
-// Below this many channels codes lie too close for shorter products to tell many apart.
-constexpr int64_t kCoarseDepth = 4;
 // From here on the bound on the rounding of so long a float32 sum proves nothing.
 constexpr int64_t kBoundlessDepth = 1 << 22;
 
 void search_certified(const Scan<float>& scan, bool exact) {
   const Kernels& table = kernels();
   const int64_t rows = scan.x().count();
-  if (table.coarse == nullptr || scan.codes().depth() < kCoarseDepth) {
+  if (table.coarse == nullptr || scan.codes().depth() < table.coarse_depth) {
     CertifiedSearch(scan, table.fine, exact).run(rows, nullptr);
     return;
   }

@@ -1,4 +1,4 @@
-"""Vectors too wide for a tile, which are rounded before the search, a part of the rows at a time."""
+"""Vectors too wide for a tile are rounded before the search, a part of the rows at a time."""
 
 import pytest
 import torch
