@@ -93,7 +93,7 @@ def _bucket(shape: tuple[int, int, int], dtype: torch.dtype) -> str:
 
 
 def _row(channels: int, cut: Any) -> str:
-    return f"({channels}, Cut({', '.join(map(str, cut))})),"
+    return f"({channels}, _ANY, Cut({', '.join(map(str, cut))})),"
 
 
 def _try(

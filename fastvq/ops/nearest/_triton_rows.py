@@ -133,13 +133,18 @@ def encode_rows_kernel(
 
 
 @triton.jit
-def load_scales(scales_ptr, i, live):
-    """tau, squared norms of y and of its rounding, and which are finite, of encoded rows [R]."""
+def load_tau(scales_ptr, i, live):
+    """tau of encoded rows [R]."""
+    return tl.load(scales_ptr + i * SCALES + _TAU, mask=live, other=1.0)
+
+
+@triton.jit
+def load_norms(scales_ptr, i, live):
+    """Squared norms of y and of its rounding, and which are finite, of encoded rows [R]."""
     scale_ptr = scales_ptr + i * SCALES
-    tau = tl.load(scale_ptr + _TAU, mask=live, other=1.0)
     square = tl.load(scale_ptr + _SQUARE, mask=live, other=0.0)
     rest = tl.load(scale_ptr + _REST, mask=live, other=0.0)
-    return tau, square, rest, tl.load(scale_ptr + _FINITE, mask=live, other=0.0) > 0
+    return square, rest, tl.load(scale_ptr + _FINITE, mask=live, other=0.0) > 0
 
 
 @triton.jit

@@ -22,8 +22,9 @@ from fastvq.ops.nearest._triton_rows import (
     SCALES,
     add_squares,
     load_centred,
+    load_norms,
     load_rows,
-    load_scales,
+    load_tau,
     row_numbers,
     row_offset,
     row_scales,
@@ -114,8 +115,7 @@ def _search_tile(
     n, live = row_numbers(i_tile, count, rows_ptr, LIST, BLOCK_M)
     row_ptr = x_ptr + row_offset(n, M, stride_xb, stride_xm)
     if ENCODED:
-        tau, norm, rest, finite = load_scales(scales_ptr, n, live)
-        norms = (norm, rest, rest)
+        tau = load_tau(scales_ptr, n, live)
         sigma = 1.0
         if CENTRED:
             sigma = code_scale(state_ptr)
@@ -123,20 +123,22 @@ def _search_tile(
         tau, sigma, finite = row_scales(
             row_ptr, centre_ptr, state_ptr, live, stride_xd, D, CENTRED, SHIFTED, BLOCK_D
         )
-        zero = tl.zeros([BLOCK_M], tl.float32)
-        norms = (zero, zero, zero)
     ratio = tl.maximum(tau / sigma, _UNDERFLOW)
     first = share * span * BLOCK_K
     # a quotient, so that no address in the loop can be taken to overflow
     tiles = tl.minimum(span * BLOCK_K, PADDED_K - first) // BLOCK_K
     best, second, winner, norms = _scan(
         row_ptr, limbs_ptr + first.to(tl.int64) * PADDED_D, half_ptr + first, centre_ptr,
-        live, tau, ratio, norms, tiles, PADDED_K, stride_xd,
+        live, tau, ratio, tiles, PADDED_K, stride_xd,
         D, PADDED_D, CENTRED, SHIFTED, FINE, ENCODED, RESIDENT, BLOCK_M, BLOCK_K, BLOCK_D, SPLIT,
     )  # fmt: skip
     group, other, lowest, runner_up, following = _two_best(
         best, second, winner, BLOCK_M, BLOCK_K, SPLIT
     )
+    if ENCODED:
+        # not before: they would be registers over all the codes
+        square, rest, finite = load_norms(scales_ptr, n, live)
+        norms = (square, rest, rest)
     group = tl.where(finite, first + group, NOT_FINITE)
     other += first
     limit = lowest
@@ -159,7 +161,7 @@ def _search_tile(
 
 @triton.jit
 def _scan(
-    row_ptr, limbs_ptr, half_ptr, centre_ptr, live, tau, ratio, norms, tiles, PADDED_K, stride_d,
+    row_ptr, limbs_ptr, half_ptr, centre_ptr, live, tau, ratio, tiles, PADDED_K, stride_d,
     D: tl.constexpr, PADDED_D: tl.constexpr, CENTRED: tl.constexpr, SHIFTED: tl.constexpr,
     FINE: tl.constexpr, ENCODED: tl.constexpr, RESIDENT: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, SPLIT: tl.constexpr,
@@ -171,15 +173,14 @@ def _scan(
     another.
     """
     LOW: tl.constexpr = limbs_ptr.dtype.element_ty
-    # whether the channels of x enter the products as they lie in memory
-    AS_IS: tl.constexpr = ENCODED or not CENTRED
-    CHANNELS: tl.constexpr = PADDED_D if ENCODED else D
+    zero = tl.zeros([BLOCK_M], tl.float32)
+    norms = (zero, zero, zero)
     resident = ()
     if RESIDENT:
         for i in tl.static_range(PADDED_D // BLOCK_D):
             d = i * BLOCK_D + tl.arange(0, BLOCK_D)
             if ENCODED:
-                y = load_rows(row_ptr, live, d, stride_d, CHANNELS)
+                y = tl.load(row_ptr[:, None] + d[None, :])
             else:
                 y = load_centred(row_ptr, centre_ptr, live, d, stride_d, D, SHIFTED) * tau[:, None]
                 norms = add_squares(norms, y, CENTRED, LOW)
@@ -205,9 +206,12 @@ def _scan(
             for start in range(0, PADDED_D, BLOCK_D):
                 d = start + tl.arange(0, BLOCK_D)
                 code = tl.load(code_ptr + d[:, None])
-                if AS_IS:
-                    # straight to shared memory, and so ahead of the products
-                    high = load_rows(row_ptr, live, d, stride_d, CHANNELS).to(LOW)
+                # where nothing is left to do, straight to shared memory, ahead of the products
+                if ENCODED:
+                    # a place for every row of the tile, though not all are live
+                    high = tl.load(row_ptr[:, None] + d[None, :])
+                elif not CENTRED:
+                    high = load_rows(row_ptr, live, d, stride_d, D).to(LOW)
                 else:
                     y = load_centred(row_ptr, centre_ptr, live, d, stride_d, D, SHIFTED)
                     y *= tau[:, None]

@@ -74,43 +74,48 @@ class Tiling(NamedTuple):
         return max(1, resident * device.processors // heads)
 
 
-Rows = tuple[tuple[int, Cut], ...]
+# (channels, codes, cut): the cut for vectors of at most so many channels and codes
+Rows = tuple[tuple[int, int, Cut], ...]
+_ANY = 1 << 31
 # both operands come to shared memory as they lie, several steps ahead where there is room
-_STREAMED = (
-    (1 << 30, Cut(128, 128, 64, 8, False, 8, 4, 255)),
-    (1 << 30, Cut(128, 128, 32, 8, False, 8, 2, 255)),
+_STREAMED: Rows = (
+    (_ANY, _ANY, Cut(128, 128, 64, 8, False, 8, 4, 255)),
+    (_ANY, _ANY, Cut(128, 128, 32, 8, False, 8, 2, 255)),
 )
 _AMPERE: Rows = (
-    (16, Cut(128, 128, 16, 4, True, 8, 3, 255)),
-    (64, Cut(128, 128, 64, 4, True, 8, 3, 255)),
-    (128, Cut(128, 64, 128, 4, True, 8, 2, 255)),
-    (256, Cut(128, 64, 64, 4, True, 8, 2, 255)),
+    (16, _ANY, Cut(128, 128, 16, 4, True, 8, 3, 255)),
+    (64, _ANY, Cut(128, 128, 64, 4, True, 8, 3, 255)),
+    (128, _ANY, Cut(128, 64, 128, 4, True, 8, 2, 255)),
+    (256, _ANY, Cut(128, 64, 64, 4, True, 8, 2, 255)),
     *_STREAMED,
 )
 # 128 registers let two programs share a multiprocessor: one compares while the other multiplies. A
-# limit that is stated keeps the assembler from spilling for one of its own
+# limit that is stated keeps the assembler from spilling for one of its own. Few codes want small
+# groups, whose rescoring is most of the search
 _HOPPER_WIDE: Rows = (
-    (32, Cut(128, 64, 32, 2, True, 8, 3, 128)),
-    (64, Cut(128, 64, 64, 4, True, 8, 3, 128)),
-    (128, Cut(128, 64, 32, 4, True, 8, 3, 128)),
-    (256, Cut(128, 128, 128, 8, True, 8, 2, 255)),
+    (32, _ANY, Cut(128, 64, 32, 2, True, 8, 3, 128)),
+    (64, 2048, Cut(128, 64, 64, 4, True, 8, 3, 128)),
+    (64, _ANY, Cut(128, 64, 64, 2, True, 8, 3, 128)),
+    (128, _ANY, Cut(128, 64, 32, 4, True, 8, 3, 128)),
+    (256, _ANY, Cut(128, 128, 128, 8, True, 8, 2, 255)),
     *_STREAMED,
 )
 _HOPPER_NARROW: Rows = (
-    (32, Cut(128, 64, 32, 2, True, 8, 3, 128)),
-    (64, Cut(128, 128, 64, 8, True, 8, 3, 128)),
-    (128, Cut(128, 64, 128, 4, True, 8, 3, 128)),
-    (256, Cut(128, 128, 128, 8, True, 8, 2, 255)),
-    (1 << 30, Cut(128, 256, 64, 8, False, 8, 3, 255)),
+    (32, _ANY, Cut(128, 64, 32, 2, True, 8, 3, 128)),
+    (64, 2048, Cut(128, 64, 64, 4, True, 8, 3, 128)),
+    (64, _ANY, Cut(128, 128, 64, 4, True, 8, 3, 128)),
+    (128, _ANY, Cut(128, 64, 128, 4, True, 8, 3, 128)),
+    (256, _ANY, Cut(128, 128, 128, 8, True, 8, 2, 255)),
+    (_ANY, _ANY, Cut(128, 256, 64, 8, False, 8, 3, 255)),
     *_STREAMED,
 )
 _BLACKWELL: Rows = (
-    (32, Cut(128, 128, 32, 2, True, 8, 3, 255)),
-    (64, Cut(128, 128, 64, 4, True, 8, 3, 255)),
-    (128, Cut(128, 64, 128, 4, True, 8, 3, 255)),
+    (32, _ANY, Cut(128, 128, 32, 2, True, 8, 3, 255)),
+    (64, _ANY, Cut(128, 128, 64, 4, True, 8, 3, 255)),
+    (128, _ANY, Cut(128, 64, 128, 4, True, 8, 3, 255)),
     *_STREAMED,
 )
-# (major, narrow): the cuts, each for vectors of at most so many channels and where it fits
+# (major, narrow): the cuts, of which the first that fits is taken
 TABLE = {
     (8, False): _AMPERE,
     (8, True): _AMPERE,
@@ -176,7 +181,11 @@ def _row(work: Work, device: Device) -> Cut:
     if not work.regular:
         return _irregular_cut(work, device)
     rows = TABLE[min(max(device.major, 8), 10), work.narrow]
-    return next(c for most, c in rows if work.channels <= most and fits(work, c, device))
+    return next(
+        cut
+        for channels, codes, cut in rows
+        if work.channels <= channels and work.codes <= codes and fits(work, cut, device)
+    )
 
 
 def _irregular_cut(work: Work, device: Device) -> Cut:
