@@ -77,17 +77,12 @@ class Tiling(NamedTuple):
 # (channels, codes, cut): the cut for vectors of at most so many channels and codes
 Rows = tuple[tuple[int, int, Cut], ...]
 _ANY = 1 << 31
-# both operands come to shared memory as they lie, several steps ahead where there is room
-_STREAMED: Rows = (
-    (_ANY, _ANY, Cut(128, 128, 64, 8, False, 8, 4, 255)),
-    (_ANY, _ANY, Cut(128, 128, 32, 8, False, 8, 2, 255)),
-)
 _AMPERE: Rows = (
     (16, _ANY, Cut(128, 128, 16, 4, True, 8, 3, 255)),
     (64, _ANY, Cut(128, 128, 64, 4, True, 8, 3, 255)),
     (128, _ANY, Cut(128, 64, 128, 4, True, 8, 2, 255)),
     (256, _ANY, Cut(128, 64, 64, 4, True, 8, 2, 255)),
-    *_STREAMED,
+    (_ANY, _ANY, Cut(128, 64, 32, 4, False, 8, 3, 255)),
 )
 # 128 registers let two programs share a multiprocessor: one compares while the other multiplies. A
 # limit that is stated keeps the assembler from spilling for one of its own. Few codes want small
@@ -98,7 +93,7 @@ _HOPPER_WIDE: Rows = (
     (64, _ANY, Cut(128, 64, 64, 2, True, 8, 3, 128)),
     (128, _ANY, Cut(128, 64, 32, 4, True, 8, 3, 128)),
     (256, _ANY, Cut(128, 128, 128, 8, True, 8, 2, 255)),
-    *_STREAMED,
+    (_ANY, _ANY, Cut(128, 256, 64, 8, False, 8, 3, 255)),
 )
 _HOPPER_NARROW: Rows = (
     (32, _ANY, Cut(128, 64, 32, 2, True, 8, 3, 128)),
@@ -107,13 +102,12 @@ _HOPPER_NARROW: Rows = (
     (128, _ANY, Cut(128, 64, 128, 4, True, 8, 3, 128)),
     (256, _ANY, Cut(128, 128, 128, 8, True, 8, 2, 255)),
     (_ANY, _ANY, Cut(128, 256, 64, 8, False, 8, 3, 255)),
-    *_STREAMED,
 )
 _BLACKWELL: Rows = (
     (32, _ANY, Cut(128, 128, 32, 2, True, 8, 3, 255)),
     (64, _ANY, Cut(128, 128, 64, 4, True, 8, 3, 255)),
     (128, _ANY, Cut(128, 64, 128, 4, True, 8, 3, 255)),
-    *_STREAMED,
+    (_ANY, _ANY, Cut(128, 128, 32, 8, False, 8, 3, 255)),
 )
 # (major, narrow): the cuts, of which the first that fits is taken
 TABLE = {
@@ -134,8 +128,9 @@ def search_tiling(work: Work, device: Device, *, fine: bool) -> Tiling:
         # its groups are parts of the groups of the coarse pass
         # ragged vectors are read element by element, and 32 addresses more would spill one
         block = 16 if work.channels <= 16 or work.channels % 16 else 32
-        # few steps, for each waits for its products; and chains short enough to prove the most
-        block = math.gcd(64, padded_channels(work.channels)) if block == 32 else block
+        if block == 32 and device.major >= 9:
+            # few steps, for each waits for its products; and chains short enough to prove the most
+            block = math.gcd(64, padded_channels(work.channels))
         cut = Cut(64, BLOCK_K, block, cut.split, False, 8, 2, 255)
     constants = {
         "ENCODED": not fine and encodes(work, cut),
