@@ -23,7 +23,7 @@ namespace {
 #if defined(__x86_64__)
 // Below this many channels codes lie too close for shorter products to tell many apart.
 constexpr int64_t kCoarseDepth = 4;
-// Products of 32 channels, were they 8 or 32: float32 was 1.4 times as fast at 8 (Sapphire Rapids).
+// Products of 32 channels, were they 8 or 32: float32 was 1.4 times as fast at 8 (a Xeon).
 constexpr int64_t kAmxDepth = 9;
 
 Kernels with_coarse(Kernels table, const char* name, const ScoreKernels& coarse, int64_t depth) {

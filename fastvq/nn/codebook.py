@@ -155,10 +155,13 @@ class Codebook(nn.Module):
     def _by_kernels(self, counts: Tensor, residuals: Tensor, x: Tensor, indices: Tensor) -> None:
         """What `_move` and `_revive` do, in two launches."""
         rows, revived = indices.shape[0] * indices.shape[1], None
-        if self.revival is not None and rows > 0:
+        if self.revival is not None and rows > 0 and not self._may_look(counts):
             picks = torch.randint(rows, counts.shape, device=x.device)
             revived = (x, indices, picks, self.revival.threshold)
         self._launch(counts, residuals, revived)
+        if self.revival is not None and revived is None:
+            # in the interpreter: whoever looks draws nothing where no code is dead
+            self._revive(x, indices, True, self.revival)
 
     def _launch(
         self,

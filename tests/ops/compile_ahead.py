@@ -213,23 +213,26 @@ def compiled(case: Case, *, wanted: Wanted) -> Iterator[Compiled]:
 
 
 def inspect(kernel: Compiled) -> dict[str, Any]:
-    """Registers, stack, local and shared memory, spills, matrix instructions and the loop."""
+    """Registers, stack, local and shared memory, products; of a search, its machine code too."""
+    # to take the code apart takes longer than to compile it, and what spills has a stack
+    searches = kernel.name == "search_kernel"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.form.asm["cubin"])
         file.flush()
-        command = [str(TOOLS / "cuobjdump"), "--dump-resource-usage", "-sass", file.name]
+        command = [str(TOOLS / "cuobjdump"), "--dump-resource-usage", *["-sass"][:searches]]
+        command.append(file.name)
         text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     resources = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
-    code = sass.instructions(text)
     facts = {
         **resources,
         "shared": kernel.form.metadata.shared,
-        "spills": sum(i.name in ("LDL", "STL") for i in code),
-        "matrix": sorted({i.name for i in code if sass.MATRIX.fullmatch(i.name)}),
         "products": sorted(set(PTX_MATRIX.findall(kernel.form.asm["ptx"]))),
     }
-    if kernel.name == "search_kernel" and kernel.constants["LIST"] < 0:
-        facts["loop"] = _loop(kernel, text)._asdict()
+    if searches:
+        code = sass.instructions(text)
+        facts["matrix"] = sorted({i.name for i in code if sass.MATRIX.fullmatch(i.name)})
+        if kernel.constants["LIST"] < 0:
+            facts["loop"] = _loop(kernel, text)._asdict()
     return facts
 
 
