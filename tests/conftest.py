@@ -40,6 +40,18 @@ if os.environ.get("TRITON_INTERPRET") == "1" and os.name != "nt":
 
     interpreter._get_np_dtype = _remembered
 
+    from fastvq.ops.nearest import _triton as search
+
+    _rescoring = search.rescore_tiling
+
+    def _wide(*args):
+        """More rows to a tile of the rescoring: one takes the interpreter as long as any."""
+        tiling = _rescoring(*args)
+        rows = 16 * tiling.constants["BLOCK_M"]
+        return tiling._replace(constants=tiling.constants | {"BLOCK_M": rows})
+
+    search.rescore_tiling = _wide
+
 # a script of test_triton_aot.py, for processes of its own
 collect_ignore = ["ops/compile_ahead.py"]
 BACKENDS = ("reference", "native", "triton")
