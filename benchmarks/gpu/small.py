@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small odd calls of every op on every backend of the device: what a sanitizer watches."""
+"""Small odd calls of every op, and steps of a codebook, on every backend of the device.
+
+What a sanitizer watches.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +39,11 @@ def _call(device: str, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
         total = total + fastvq.ops.residual(x, codebook.detach()[None]).commitment_losses.sum()
     total.backward()
     fastvq.ops.statistics(x, indices, shape[1], codebook=codebook)
+    start = fastvq.Given(codebook.detach().float())
+    for metric in ("euclidean", "cosine"):
+        quantizer = fastvq.VectorQuantizer(shape[2], shape[1], metric=metric, start=start)
+        for _ in range(2):
+            quantizer.to(device)(x.detach().float())
     if device == "cuda":
         torch.cuda.synchronize()
 

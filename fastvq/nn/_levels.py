@@ -18,6 +18,9 @@ from fastvq.nn.start import KMeans
 class Levels(Codebook):
     """Codes ``[Q, K, D]`` of levels that see x ``[B, M, D]`` less the codes before them."""
 
+    # it is that row less the codes before, which may have moved
+    _revives_from_rows = False
+
     def _centres(self, x: Tensor, usable: Tensor, start: KMeans) -> tuple[Tensor, Tensor]:
         return starts.residual_kmeans(x, usable, self.vectors, start.iterations)
 
@@ -27,12 +30,6 @@ class Levels(Codebook):
         indices = _stages.padded(indices, len(self.vectors))
         counts, residuals = ops.level_statistics(x, self.vectors, indices)
         self._learn_from(counts, residuals, x, indices)
-
-    def _by_kernels(self, counts: Tensor, residuals: Tensor, x: Tensor, indices: Tensor) -> None:
-        # what a level sees follows from where the codes before it have moved
-        self._launch(counts, residuals, None)
-        if self.revival is not None:
-            self._revive(x, indices, True, self.revival)
 
     def _vectors_at(self, image: Tensor, row: Tensor, x: Tensor, indices: Tensor) -> Tensor:
         found = x[image, row].to(self.vectors.dtype)  # [Q, K, D]

@@ -60,6 +60,8 @@ class Codebook(nn.Module):
     pending_counts: Tensor
     pending_residuals: Tensor
     pending_steps: Tensor
+    # whether what a head saw at a place is the row of x that lies there
+    _revives_from_rows = True
 
     def __init__(
         self,
@@ -155,20 +157,11 @@ class Codebook(nn.Module):
     def _by_kernels(self, counts: Tensor, residuals: Tensor, x: Tensor, indices: Tensor) -> None:
         """What `_move` and `_revive` do, in two launches."""
         rows, revived = indices.shape[0] * indices.shape[1], None
-        if self.revival is not None and rows > 0 and not self._may_look(counts):
+        # whoever looks, in the interpreter, draws nothing where no code is dead
+        together = self._revives_from_rows and rows > 0 and not self._may_look(counts)
+        if self.revival is not None and together:
             picks = torch.randint(rows, counts.shape, device=x.device)
             revived = (x, indices, picks, self.revival.threshold)
-        self._launch(counts, residuals, revived)
-        if self.revival is not None and revived is None:
-            # in the interpreter: whoever looks draws nothing where no code is dead
-            self._revive(x, indices, True, self.revival)
-
-    def _launch(
-        self,
-        counts: Tensor,
-        residuals: Tensor,
-        revived: tuple[Tensor, Tensor, Tensor, float] | None,
-    ) -> None:
         # Triton need not be there, and is loaded when it is first used
         importlib.import_module("fastvq.nn._triton_update").update(
             self.vectors,
@@ -180,6 +173,8 @@ class Codebook(nn.Module):
             unit_norm=self.unit_norm,
             revived=revived,
         )
+        if self.revival is not None and revived is None:
+            self._revive(x, indices, True, self.revival)
 
     def usage(self) -> Usage:
         """Perplexity, dead codes and the share of the largest; waits for the device."""

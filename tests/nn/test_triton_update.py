@@ -186,7 +186,7 @@ def test_torch_takes_what_the_kernels_do_not(why, monkeypatch):
     if why == "layout":
         book.vectors = book.vectors.mT.contiguous().mT
     monkeypatch.setattr(codebook, "distributed", lambda: why == "processes")
-    monkeypatch.delattr(Codebook, "_launch")
+    monkeypatch.delattr(Codebook, "_by_kernels")
     x, indices = batch(book)
     before = book.vectors.clone()
     with using("triton"):

@@ -27,6 +27,16 @@ def test_exact(channels, dtype, metric):
     testing.assert_nearest(x, codebook, nearest(x, codebook, metric=metric), metric)
 
 
+def test_what_rounding_hides_is_not_decided_by_it():
+    # codes in threes, nearer to each other than 16 bits can tell: no group is alone, nor are two
+    x, codebook = testing.gaussian(130, 12, 272)
+    codebook = torch.cat([codebook + 1e-4 * torch.randn(12, 272) for _ in range(3)])
+    x = codebook[torch.randint(36, (130,))] + 0.3 * x
+    testing.assert_nearest(x, codebook, nearest(x, codebook))
+    fast = nearest(x, codebook, precision="fast").indices
+    assert testing.wrong_codes(x, codebook, fast).any()
+
+
 def test_heads_and_channels_first():
     x, codebooks = testing.gaussian(150, 2 * 20, 272)
     codebooks = codebooks.view(2, 20, 272)
